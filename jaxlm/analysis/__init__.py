@@ -1,0 +1,1 @@
+"""Level 3: FLOPs and what hardware could do."""

@@ -1,0 +1,1 @@
+"""Level 1: corpora, token files, the order of examples, batches."""

@@ -1,0 +1,1 @@
+"""Level 3: generation from a LanguageModel."""

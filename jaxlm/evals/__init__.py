@@ -1,0 +1,1 @@
+"""Level 3: what a trained model is worth, in numbers."""

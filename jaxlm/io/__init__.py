@@ -1,0 +1,1 @@
+"""Level 5: files: checkpoints, metric logs, run folders, provenance."""

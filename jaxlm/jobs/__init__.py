@@ -1,0 +1,1 @@
+"""Level 6: one file a job; may print and start processes."""

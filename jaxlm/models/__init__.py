@@ -1,0 +1,1 @@
+"""Level 2: architectures as NamedTuples of pure functions."""

@@ -1,0 +1,1 @@
+"""Level 1: primitives, arrays in and arrays out, no config objects."""

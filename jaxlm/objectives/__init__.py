@@ -1,0 +1,1 @@
+"""Level 3: losses over logits, as sums and weights."""

@@ -1,0 +1,1 @@
+"""Level 1: text to token ids and back."""

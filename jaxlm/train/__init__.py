@@ -1,0 +1,1 @@
+"""Level 4: state, step, ways to run a step, loop."""
