@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """"; did you mean 'x'?" for the closest known name, or an empty string."""
+    """ "; did you mean 'x'?" for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -90,7 +90,9 @@ def _describe(declared: Any) -> str:
         return " or ".join("none" if a is types.NoneType else _describe(a) for a in args)
     if origin is tuple:
         return f"{_describe(args[0])}s joined by commas"
-    return {bool: "true or false", int: "int", float: "float", str: "text"}.get(declared, str(declared))
+    return {bool: "true or false", int: "int", float: "float", str: "text"}.get(
+        declared, str(declared)
+    )
 
 
 def _parse(declared: Any, value: Any, flag: str) -> Any:
@@ -158,7 +160,9 @@ def from_dict(cls: type, values: Any, where: str = "config") -> Any:
         path = f"{where}.{name}"
         declared = hints.get(name)
         if declared is None:
-            raise ConfigError(f"{path}: {cls.__name__} has no such field{nearest(name, list(hints))}")
+            raise ConfigError(
+                f"{path}: {cls.__name__} has no such field{nearest(name, list(hints))}"
+            )
         if dataclasses.is_dataclass(declared):
             fields[name] = from_dict(declared, value, path)
         else:
@@ -189,7 +193,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def diff(before: Any, after: Any) -> list[str]:
-    """"model.num_layers: 4 -> 8" for each field in which two configs of one type differ."""
+    """ "model.num_layers: 4 -> 8" for each field in which two configs of one type differ."""
     old, new = flatten(before), flatten(after)
     paths = list(dict.fromkeys([*old, *new]))
     return [

@@ -65,7 +65,7 @@ class ParamSpec:
 
     @property
     def kind(self) -> str:
-        """"lookup" (rows are indexed), "matrix" (multiplied), or "vector" (gains and biases)."""
+        """ "lookup" (rows are indexed), "matrix" (multiplied), or "vector" (gains and biases)."""
         axes = self.layer.axes
         if len(axes) < 2 or self.num_in == 0:
             return "vector"
@@ -142,7 +142,9 @@ def count_params(specs: dict) -> int:
 def check_params(params: Params, specs: dict) -> None:
     """Raises ValueError naming the first paths that are missing, extra or of another shape."""
     have, want = trees.flatten(params), trees.flatten(specs)
-    problems = [f"{path}: missing, expected shape {want[path].shape}" for path in want if path not in have]
+    problems = [
+        f"{path}: missing, expected shape {want[path].shape}" for path in want if path not in have
+    ]
     problems += [f"{path}: not a weight of this model" for path in have if path not in want]
     problems += [
         f"{path}: shape {tuple(have[path].shape)}, expected {want[path].shape}"

@@ -32,5 +32,8 @@ def map_with_path(fn: Callable[..., Any], tree: dict, *rest: dict) -> dict:
     """Applies `fn(path, leaf, *leaves_of_rest)` to every leaf of nested dicts of one structure."""
     flats = [flatten(other) for other in rest]
     return unflatten(
-        {path: fn(path, leaf, *(flat[path] for flat in flats)) for path, leaf in flatten(tree).items()}
+        {
+            path: fn(path, leaf, *(flat[path] for flat in flats))
+            for path, leaf in flatten(tree).items()
+        }
     )

@@ -1,0 +1,32 @@
+"""What every sequence model offers: a handful of pure functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class LanguageModel(NamedTuple):
+    """A sequence model as functions of its parameters, its config already filled in.
+
+    specs: nested dict of ParamSpec.
+    hidden: (params, tokens i32[B, S], *, segment_ids=None, key=None, dropout=None)
+      -> [B, S, D]; key None means no dropout.
+    unembed: (params, hidden [B, S, D]) -> logits f32[B, S, V].
+    init_cache: (batch_size, length) -> cache for up to `length` tokens a row.
+    extend: (params, tokens i32[B, S], cache) -> (logits f32[B, S, V], cache), the S tokens
+      appended to what the cache holds.
+    """
+
+    specs: dict[str, Any]
+    hidden: Callable[..., Any]
+    unembed: Callable[..., Any]
+    init_cache: Callable[..., Any]
+    extend: Callable[..., Any]
+
+    def forward(self, params, tokens, **options):
+        """Logits f32[B, S, V]: `unembed` of `hidden`."""
+        return self.unembed(params, self.hidden(params, tokens, **options))
+
+    def decode_step(self, params, tokens, cache):
+        """One token a row, i32[B] -> (logits f32[B, V], cache)."""
+        logits, cache = self.extend(params, tokens[:, None], cache)
+        return logits[:, 0], cache

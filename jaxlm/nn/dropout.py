@@ -1,0 +1,18 @@
+"""Dropout with a rate that may be traced."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core.arrays import Array
+
+
+def dropout(x: Array, rate: Array | float, key: Array | None) -> Array:
+    """Zeroes each entry with probability `rate`, scales the rest by 1 / (1 - rate).
+
+    x: any shape; key: consumed, None leaves x as it is; rate: in [0, 1), may be traced.
+    Source: Srivastava et al. 2014, section 10 for the inverted form.
+    """
+    if key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - jnp.float32(rate), x.shape)
+    return jnp.where(keep, x / (1.0 - jnp.asarray(rate, x.dtype)), 0)

@@ -1,0 +1,50 @@
+"""Feed-forward activations and the gated unit."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core.arrays import Array
+
+
+def relu_squared(x: Array) -> Array:
+    """max(x, 0)^2. Source: So et al. 2021, "Primer", section 3."""
+    return jnp.square(jax.nn.relu(x))
+
+
+def gelu(x: Array) -> Array:
+    """x * Phi(x) by the tanh approximation, as GPT-2. Source: Hendrycks and Gimpel 2016, section 2."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "relu": jax.nn.relu,
+    "relu_squared": relu_squared,
+    "silu": jax.nn.silu,
+}
+
+
+def feedforward(
+    x: Array,
+    w_up: Array,
+    w_down: Array,
+    *,
+    activation: Callable[[Array], Array],
+    b_up: Array | None = None,
+    b_down: Array | None = None,
+) -> Array:
+    """down(activation(up(x))): x [..., D], w_up [D, F], w_down [F, D] -> [..., D]."""
+    h = x @ w_up
+    h = activation(h if b_up is None else h + b_up.astype(h.dtype))
+    y = h @ w_down
+    return y if b_down is None else y + b_down.astype(y.dtype)
+
+
+def swiglu(x: Array, w_gate: Array, w_up: Array, w_down: Array) -> Array:
+    """down(silu(gate(x)) * up(x)): x [..., D], w_gate and w_up [D, F], w_down [F, D] -> [..., D].
+
+    Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6.
+    """
+    return (jax.nn.silu(x @ w_gate) * (x @ w_up)) @ w_down
