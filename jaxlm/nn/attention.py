@@ -45,9 +45,8 @@ def masked_softmax(scores: Array, mask: Array) -> Array:
     """
     scores = jnp.where(mask, scores, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    # An empty row has top = -inf; -inf - -inf would be NaN, also in the gradient of `where`.
-    shifted = jnp.where(mask, scores, 0.0) - jnp.where(jnp.isfinite(top), top, 0.0)
-    weights = jnp.where(mask, jnp.exp(jnp.where(mask, shifted, 0.0)), 0.0)
+    # In an empty row top is -inf, and -inf - -inf would be NaN; any finite number will do there.
+    weights = jnp.exp(scores - jnp.maximum(top, jnp.finfo(scores.dtype).min))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     return weights / jnp.where(total == 0, 1.0, total)
 

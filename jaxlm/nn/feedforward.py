@@ -14,7 +14,7 @@ def relu_squared(x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """x * Phi(x) by the tanh approximation, as GPT-2. Source: Hendrycks and Gimpel 2016, section 2."""
+    """x * Phi(x) by the tanh form, as GPT-2. Source: Hendrycks and Gimpel 2016, section 2."""
     return jax.nn.gelu(x, approximate=True)
 
 

@@ -1,0 +1,71 @@
+"""Next-token cross-entropy, as sums and weights."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.core.arrays import Array
+from jaxlm.core.metrics import Mean
+
+
+def cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Negative log-likelihood of each target, in nats.
+
+    Args:
+      logits: [..., V], taken to float32; survives large values (log-sum-exp form).
+      targets: i32[...], ids in [0, V).
+    Returns:
+      nll f32[...] and log_z f32[...], the log of the softmax denominator.
+    """
+    logits = logits.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return log_z - picked, log_z
+
+
+def make_loss_fn(model, *, token_bytes: np.ndarray) -> Callable:
+    """Builds `loss_fn(params, frozen, carry, hypers, batch, key) -> (loss_sum, (Metrics, carry))`.
+
+    The sum runs over the batch's tokens weighted by `batch.weights`; it is divided once, by the
+    weight of the metric "loss". Hyper-parameters used where `hypers` has them: "dropout" (rate),
+    "label_smoothing" (share of the target moved to the uniform distribution, Szegedy et al. 2016,
+    section 7), "z_loss" (factor on log_z^2, Chowdhery et al. 2022, section 5). The reported loss
+    is the plain negative log-likelihood in nats, whatever the objective adds to it.
+
+    Args:
+      model: a LanguageModel.
+      token_bytes: i32[V], UTF-8 bytes of each id, so that loss also comes as bits per byte.
+    """
+
+    def loss_fn(params, frozen, carry, hypers, batch, key):
+        del frozen
+        dropout = hypers.get("dropout")
+        logits = model.forward(
+            params,
+            batch.tokens,
+            segment_ids=batch.segment_ids,
+            key=None if dropout is None else key,
+            dropout=dropout,
+        )
+        nll, log_z = cross_entropy(logits, batch.targets)
+        objective = nll
+        if "label_smoothing" in hypers:
+            share = hypers["label_smoothing"]
+            objective = (1 - share) * nll + share * (log_z - jnp.mean(logits, axis=-1))
+        if "z_loss" in hypers:
+            objective = objective + hypers["z_loss"] * jnp.square(log_z)
+        return jnp.sum(objective * batch.weights), (token_metrics(nll, batch, token_bytes), carry)
+
+    return loss_fn
+
+
+def token_metrics(nll: Array, batch, token_bytes: np.ndarray) -> dict[str, Mean]:
+    """Mean nats a token ("loss") and mean bits a byte ("bits_per_byte") of nll f32[B, S]."""
+    total = jnp.sum(nll * batch.weights)
+    num_bytes = jnp.sum(jnp.asarray(token_bytes, jnp.float32)[batch.targets] * batch.weights)
+    return {
+        "loss": Mean(total, jnp.sum(batch.weights)),
+        "bits_per_byte": Mean(total / np.log(2), num_bytes),
+    }
