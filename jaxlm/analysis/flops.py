@@ -68,12 +68,12 @@ _PEAKS: list[tuple[str, tuple[str, ...], float]] = [
     (r"V100", ("float16",), 125e12),
     # Google Cloud TPU documentation, "System architecture", a page for each version: peak
     # bfloat16 compute of a chip. A device of v2 and v3 is a core, half a chip.
-    (r"TPU v2", ("bfloat16",), 45e12 / 2),
-    (r"TPU v3", ("bfloat16",), 123e12 / 2),
-    (r"TPU v4", ("bfloat16",), 275e12),
-    (r"TPU v5 ?(lite|e)", ("bfloat16",), 197e12),
-    (r"TPU v5p?", ("bfloat16",), 459e12),
-    (r"TPU v6 ?(lite|e)", ("bfloat16",), 918e12),
+    (r"TPU v2$", ("bfloat16",), 45e12 / 2),
+    (r"TPU v3$", ("bfloat16",), 123e12 / 2),
+    (r"TPU v4$", ("bfloat16",), 275e12),
+    (r"TPU v5 ?(lite|e)$", ("bfloat16",), 197e12),
+    (r"TPU v5p?$", ("bfloat16",), 459e12),
+    (r"TPU v6 ?(lite|e)$", ("bfloat16",), 918e12),
 ]
 
 
@@ -84,8 +84,10 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
       device_kind: `jax.devices()[0].device_kind`, such as "NVIDIA H100 80GB HBM3".
       dtype: of the products' operands: "bfloat16" or "float16".
     """
+    if "MIG" in device_kind:  # a slice of a GPU
+        return None
     for pattern, dtypes, peak in _PEAKS:
-        if re.search(rf"(?<![\w]){pattern}(?![\w])", device_kind):
+        if re.search(rf"\b{pattern}(?!\w)", device_kind):
             return peak if dtype in dtypes else None
     return None
 

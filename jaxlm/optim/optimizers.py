@@ -6,11 +6,11 @@ state. The structure of the state follows from the config and the specs, never f
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array
@@ -104,65 +104,41 @@ def _label_tree(specs: dict) -> dict:
     return trees.unflatten(optimizer_labels(specs))
 
 
-class MuonState(NamedTuple):
-    count: Array  # i32[], updates done
-    mu: optax.Updates  # the moving average of the gradients
-
-
 def scale_by_muon(momentum: Array | float, specs: dict) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised layer by layer, at a root-mean-square of about 0.2.
 
     A weight is the matrix (its inputs) x (its outputs) that its spec declares: wq [N, D, H, Dh]
     is N matrices D x (H Dh). Each is scaled by 0.2 sqrt(max(inputs, outputs)), which gives it the
-    size of an AdamW update, so that one learning rate and one weight decay suit both.
+    size of an AdamW update, so that one learning rate and one weight decay suit both. (This is
+    `consistent_rms=0.2` of optax.contrib.muon, whose default is sqrt(max(1, outputs / inputs)).)
 
-    Source: Jordan et al. 2024, "Muon"; Liu et al. 2025, "Muon is Scalable for LLM Training",
-    eq. 4, for the scale. Momentum, its bias correction and the iteration are optax.contrib.muon's
-    with consistent_rms=0.2.
+    Source: Jordan et al. 2024, "Muon"; the scale is Liu et al. 2025, "Muon is Scalable for LLM
+    Training", eq. 4.
     """
     by_path = trees.flatten(specs)
 
-    def init(params):
-        return MuonState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
+    def map_with_spec(fn, updates):  # embeddings and the like are masked out of `updates`
+        def leaf(keys, x):
+            return fn(by_path[trees.SEPARATOR.join(key.key for key in keys)], x)
 
-    def update(updates, state, params=None):
-        del params
-        count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(updates, state.mu, momentum, 1)
-        ahead = jax.tree.map(
-            lambda m, g: momentum * m + (1 - momentum) * g,
-            optax.tree.bias_correction(mu, momentum, optax.safe_increment(count)),
-            optax.tree.bias_correction(updates, momentum, count),
-        )
+        return jax.tree_util.tree_map_with_path(leaf, updates)
 
-        def direction(keys, x):
-            spec = by_path[trees.SEPARATOR.join(key.key for key in keys)]
-            return muon_direction(x, spec)
+    def resize(spec, x):
+        return 0.2 * math.sqrt(max(spec.fans)) * x
 
-        return jax.tree_util.tree_map_with_path(direction, ahead), MuonState(count, mu)
-
-    return optax.GradientTransformation(init, update)
+    orthogonalize = optax.contrib.scale_by_muon(
+        beta=momentum,
+        weight_dimension_numbers=lambda updates: map_with_spec(
+            lambda spec, _: muon_dimension_numbers(spec), updates
+        ),
+    )
+    return optax.chain(
+        orthogonalize, optax.stateless(lambda updates, _: map_with_spec(resize, updates))
+    )
 
 
-def muon_direction(x: Array, spec: ParamSpec) -> Array:
-    """`x` orthogonalised as the matrices of `spec` and scaled to root-mean-square near 0.2."""
-    matrices = x.reshape(-1, *spec.fans)
-    return 0.2 * math.sqrt(max(spec.fans)) * orthogonalize(matrices).reshape(x.shape)
-
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at zero, not convergent
-
-
-def orthogonalize(x: Array, num_iterations: int = 5) -> Array:
-    """x [..., I, O] with its singular values moved to within about [0.7, 1.2]; zeros stay zeros.
-
-    Quintic Newton-Schulz: with A = X X^T, X <- a X + (b A + c A A) X, on the shorter side.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = x.shape[-2] > x.shape[-1]
-    x = jnp.swapaxes(x, -1, -2) if tall else x
-    x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True)) + 1e-8)
-    for _ in range(num_iterations):
-        gram = x @ jnp.swapaxes(x, -1, -2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return jnp.swapaxes(x, -1, -2) if tall else x
+def muon_dimension_numbers(spec: ParamSpec) -> MuonDimensionNumbers:
+    """Which axes of a weight are rows (inputs) and columns (outputs); `layers` is neither."""
+    first = int(spec.stacked)
+    split = first + spec.num_in
+    return MuonDimensionNumbers(tuple(range(first, split)), tuple(range(split, len(spec.shape))))
