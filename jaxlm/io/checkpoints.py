@@ -11,6 +11,7 @@ the classes of a state, and one part of it can be restored alone.
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -41,9 +42,17 @@ class CheckpointError(ConfigError):
     """A checkpoint that could not be written or read; the message is one line."""
 
 
-def preload() -> None:
+def preload() -> Any:
     """Imports Orbax, some 0.4 s; a program may call this from a thread while it does other work."""
-    import orbax.checkpoint  # noqa: F401
+    import orbax.checkpoint
+
+    # Every error Orbax logs, with traceback, it also raises, and is one line of ours then.
+    logging.getLogger("absl").addFilter(_not_an_orbax_error)
+    return orbax.checkpoint
+
+
+def _not_an_orbax_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def step_dir(workdir: str | os.PathLike, step: int) -> pathlib.Path:
@@ -134,8 +143,7 @@ def restore(path: str | os.PathLike, target: Any, part: str | None = None) -> An
       CheckpointError: leaves are missing, extra, or of another shape or dtype; the path of the
         first is named.
     """
-    import orbax.checkpoint as ocp
-
+    ocp = preload()
     path = pathlib.Path(path).absolute()
     saved = read_manifest(path)["leaves"]
     prefix = f"{part}/" if part else ""
@@ -274,8 +282,7 @@ class Checkpointer:
         self.close()
 
     def _begin(self, path: pathlib.Path, tree: Any) -> None:
-        import orbax.checkpoint as ocp
-
+        ocp = preload()
         if self._writer is None:
             self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._writer.save(path, args=ocp.args.PyTreeSave(tree))
@@ -438,7 +445,7 @@ def _check_leaves(path: pathlib.Path, saved: dict[str, Any], targets: dict[str, 
     problems += [
         f"{name}: in the checkpoint, not expected" for name in saved if name not in targets
     ]
-    for name in targets.keys() & saved.keys():
+    for name in (n for n in targets if n in saved):
         want = _describe(targets[name])
         have = {field: saved[name][field] for field in ("shape", "dtype")}
         for field in have:
