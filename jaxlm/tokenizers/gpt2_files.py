@@ -1,0 +1,62 @@
+"""A BPE tokenizer from GPT-2's two files, vocab.json and merges.txt."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from jaxlm.core.config import ConfigError
+from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bpe_tokenizer, readable_to_bytes
+from jaxlm.tokenizers.saved import read_json, read_text
+from jaxlm.tokenizers.tokenizer import Tokenizer
+
+
+def read_gpt2_files(
+    vocab_path: str | Path,
+    merges_path: str | Path,
+    *,
+    special_tokens: Iterable[str] = ("<|endoftext|>",),
+    pattern: str = "gpt2",
+) -> Tokenizer:
+    """The tokenizer of the two files, with the ids of the vocabulary.
+
+    Args:
+      vocab_path: JSON of readable token -> id, as `encoder.json` of GPT-2.
+      merges_path: one "left right" a line in order of rank, with or without a "#version" line.
+      special_tokens: the tokens of the vocabulary that no merge makes.
+    Raises:
+      ConfigError: a missing or malformed file, or files that do not belong together; names the
+        file and the token or line.
+    """
+    vocab = read_json(vocab_path)
+    merges = []
+    for number, line in enumerate(read_text(merges_path).split("\n"), 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.rstrip("\r").split(" ")
+        try:
+            left, right = (readable_to_bytes(part) for part in parts)
+        except (ValueError, KeyError):
+            raise ConfigError(
+                f"{merges_path} line {number}: expected two byte-level tokens, got {line!r}"
+            ) from None
+        merges.append((left, right))
+
+    names = [BYTE_TO_CHAR[b] for b in range(256)]
+    names += ["".join(BYTE_TO_CHAR[b] for b in left + right) for left, right in merges]
+    specials = list(special_tokens)
+    for name in (*names, *specials):
+        if name not in vocab:
+            raise ConfigError(f"{vocab_path}: token {name!r} has no id")
+    if extra := vocab.keys() - set(names) - set(specials):
+        raise ConfigError(
+            f"{vocab_path}: no merge makes {min(extra)!r} (id {vocab[min(extra)]}) and "
+            f"{len(extra) - 1} others; name them in special_tokens if they are"
+        )
+    try:
+        return bpe_tokenizer(
+            merges,
+            pattern=pattern,
+            special_tokens={special: vocab[special] for special in specials},
+            ids=[vocab[name] for name in names],
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{vocab_path} and {merges_path}: {error}") from None

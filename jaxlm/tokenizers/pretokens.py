@@ -1,0 +1,139 @@
+"""Pre-tokens: the pieces that no merge crosses, their counts, and where a stream may be cut."""
+
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+import regex
+
+from jaxlm.tokenizers.pieces import SafeCut
+
+# As tiktoken states them (gpt2, cl100k) and Llama 3 published its own; the same text goes to
+# tiktoken's regex engine and to Python's, and every pattern covers every character.
+PATTERNS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    "cl100k": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+        r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+    ),
+    "llama3": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "whitespace": r"\S++|\s++",
+    "none": r"(?s:.++)",
+}
+
+_BLANKS = " \t\r\n"
+# Code points that Unicode will never assign: one that the text lacks can stand for something.
+_NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]
+_MOST_UNITS = 1 << 20
+
+
+@functools.cache
+def _kind(char: str) -> str:
+    """L letter, N number, S white space, O any other; ? where Unicode versions may disagree.
+
+    The regex engines of Python and of tiktoken carry different versions of Unicode, so a
+    character counts only where version 3.2 and the interpreter's agree.
+    """
+    if char.isspace():
+        return "S" if char in _BLANKS else "?"
+    old, new = unicodedata.ucd_3_2_0.category(char), unicodedata.category(char)
+    if old == "Cn" or new == "Cn" or (old[0] in "LN" or new[0] in "LN") and old[0] != new[0]:
+        return "?"
+    return new[0] if new[0] in "LN" else "O"
+
+
+def _word_ends(left: str, right: str) -> bool:
+    """A run of letters or of digits ends here: true of gpt2, cl100k and llama3.
+
+    None of them has a token that goes on after a letter with anything but a letter, or after a
+    digit with anything but a digit, and none looks behind.
+    """
+    kind = _kind(left)
+    return kind in "LN" and _kind(right) not in (kind, "?")
+
+
+def _gpt2_cut(left: str, right: str) -> bool:
+    # White space only ever begins a token of other characters.
+    return (right in _BLANKS and not left.isspace()) or _word_ends(left, right)
+
+
+def _line_keeping_cut(left: str, right: str) -> bool:
+    # Here line ends may follow punctuation, so only a space begins a token for certain; a run of
+    # white space is cut after its last line end.
+    return (
+        (right == " " and not left.isspace())
+        or (left in "\r\n" and not right.isspace())
+        or _word_ends(left, right)
+    )
+
+
+def _whitespace_cut(left: str, right: str) -> bool:
+    return (right in _BLANKS and not left.isspace()) or (left in _BLANKS and not right.isspace())
+
+
+_CUTS = {
+    "gpt2": _gpt2_cut,
+    "cl100k": _line_keeping_cut,
+    "llama3": _line_keeping_cut,
+    "whitespace": _whitespace_cut,
+    "none": lambda left, right: False,
+}
+
+
+def safe_cut(pattern: str) -> SafeCut:
+    """The last place in a text that is a border of pre-tokens whatever follows."""
+    is_cut = _CUTS[pattern]
+
+    def cut(text: str, start: int, limit: int) -> int:
+        for q in range(min(limit, len(text) - 1), start, -1):
+            if is_cut(text[q - 1], text[q]):
+                return q
+        return start
+
+    return cut
+
+
+def count_pretokens(pattern: str, texts: Iterable[str]) -> Counter[str]:
+    """How often each pre-token occurs in texts that are each cut at safe places."""
+    counts: Counter[str] = Counter()
+    units: Counter[str] = Counter()
+    matcher = regex.compile(PATTERNS[pattern])
+    for text in texts:
+        units.update(_units(pattern, text))
+        if len(units) > _MOST_UNITS:
+            _add_pretokens(counts, matcher, units)
+            units.clear()
+    _add_pretokens(counts, matcher, units)
+    return counts
+
+
+def _add_pretokens(counts: Counter[str], matcher: regex.Pattern, units: Counter[str]) -> None:
+    for unit, count in units.items():
+        for pretoken in matcher.findall(unit):
+            counts[pretoken] += count
+
+
+def _units(pattern: str, text: str) -> list[str]:
+    """`text` cut before each space that follows something else than white space.
+
+    All patterns but "none" are safe to cut there. Most units occur many times and str.split is
+    far faster than a regex, so the regex then sees each distinct unit once.
+    """
+    hidden = next((c for c in _NONCHARACTERS if c not in text), None)
+    if pattern == "none" or hidden is None:
+        return [text]
+    # Spaces after white space are hidden from the split, and come back after it.
+    text = re.sub(" {2,}", lambda run: " " + hidden * (len(run.group()) - 1), text)
+    for blank in filter(str.isspace, set(text)):
+        if blank != " ":
+            text = text.replace(blank + " ", blank + hidden)
+    first, *rest = text.split(" ")
+    units = [first, *(" " + unit for unit in rest)]
+    if hidden not in text:
+        return units
+    return [u.replace(hidden, " ") if hidden in u else u for u in units]

@@ -1,0 +1,76 @@
+"""From a config and text to a tokenizer."""
+
+from collections.abc import Iterable, Iterator
+
+from jaxlm.core.config import ConfigError
+from jaxlm.tokenizers.bpe import bpe_tokenizer
+from jaxlm.tokenizers.bpe_train import train_merges
+from jaxlm.tokenizers.bytes import byte_tokenizer
+from jaxlm.tokenizers.characters import character_tokenizer
+from jaxlm.tokenizers.config import TokenizerConfig
+from jaxlm.tokenizers.pieces import cut_anywhere, split_stream
+from jaxlm.tokenizers.pretokens import count_pretokens, safe_cut
+from jaxlm.tokenizers.saved import load_tokenizer
+from jaxlm.tokenizers.tokenizer import Tokenizer, require_unicode
+
+FLAG = "--config.tokenizer."
+
+
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `config` asks for, trained on the joined `texts` or read from its path.
+
+    `texts` are parts of one text, read once; how it is cut into parts changes nothing. Special
+    tokens in it separate what lies on their two sides and are otherwise left out. Kind "bytes"
+    and a config with a path read none of it.
+
+    Raises:
+      ConfigError: an empty text, a text with too few pairs for the vocabulary size, or a saved
+        tokenizer that differs from what the config says.
+    """
+    if config.path is not None:
+        return _load_as_configured(config)
+    if config.kind == "bytes":
+        return byte_tokenizer(special_tokens=config.special_tokens)
+    if config.kind == "characters":
+        seen: set[str] = set()
+        for text in _ordinary(split_stream(texts, config.special_tokens, cut_anywhere)):
+            seen.update(text)
+        return character_tokenizer(
+            seen, unknown=config.unknown, special_tokens=config.special_tokens
+        )
+    return _train_bpe(config, texts)
+
+
+def _train_bpe(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    pieces = split_stream(texts, config.special_tokens, safe_cut(config.pattern))
+    counts = count_pretokens(config.pattern, _ordinary(pieces))
+    if not counts:
+        raise ConfigError("a bpe tokenizer cannot be trained on an empty text")
+    require_unicode("".join(counts))
+    num_merges = config.vocab_size - 256 - len(config.special_tokens)
+    merges, _ = train_merges({word.encode(): n for word, n in counts.items()}, num_merges)
+    if len(merges) < num_merges:
+        most = 256 + len(merges) + len(config.special_tokens)
+        raise ConfigError(
+            f"{FLAG}vocab_size={config.vocab_size}: this text has pairs for at most {most} tokens "
+            "(bytes, merges and special tokens)"
+        )
+    return bpe_tokenizer(merges, pattern=config.pattern, special_tokens=config.special_tokens)
+
+
+def _ordinary(pieces: Iterator[tuple[str, bool]]) -> Iterator[str]:
+    return (piece for piece, is_special in pieces if not is_special)
+
+
+def _load_as_configured(config: TokenizerConfig) -> Tokenizer:
+    tokenizer = load_tokenizer(config.path)
+    for field, wanted, found in (
+        ("kind", config.kind, tokenizer.kind),
+        ("vocab_size", config.vocab_size, tokenizer.vocab_size),
+        ("special_tokens", config.special_tokens or None, tuple(tokenizer.special_ids)),
+    ):
+        if wanted is not None and wanted != found:
+            raise ConfigError(
+                f"{FLAG}{field}={wanted}: {config.path} holds a tokenizer with {field}={found}"
+            )
+    return tokenizer
