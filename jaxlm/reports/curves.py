@@ -1,0 +1,168 @@
+"""Line charts as inline SVG that takes its colours from the page, light or dark."""
+
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+# Matplotlib is given these placeholder colours; the SVG then refers to the page's own.
+_COLOURS = {
+    "#010203": "var(--text)",
+    "#010204": "var(--muted)",
+    "#010205": "var(--grid)",
+    "#010206": "var(--first)",
+    "#010207": "var(--second)",
+}
+_TEXT, _MUTED, _GRID, FIRST, SECOND = _COLOURS
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One line of a chart. y may hold NaN, where there is then a gap.
+
+    smooth: draw the values faintly, and over them their running average.
+    points: mark each value, for series of few.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str = FIRST
+    smooth: bool = False
+    points: bool = False
+
+
+def chart(
+    curves: list[Curve],
+    *,
+    title: str,
+    y_label: str,
+    x_label: str = "step",
+    name: str,
+    size: tuple[float, float] = (9.0, 3.6),
+    log_y: bool = False,
+    crop_start: bool = False,
+) -> str:
+    """An `<svg>` element with text as text, readable by a screen reader through its title.
+
+    Args:
+      name: unique on the page; the ids inside the SVG start with it.
+      size: width and height in inches; the page scales it.
+      log_y: logarithmic y axis.
+      crop_start: end the y axis below the first, much greater values of a falling curve.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": _MUTED,
+        "axes.labelcolor": _MUTED,
+        "axes.titlecolor": _TEXT,
+        "xtick.color": _MUTED,
+        "ytick.color": _MUTED,
+        "text.color": _TEXT,
+        "grid.color": _GRID,
+        "axes.formatter.limits": (-3, 6),
+        "axes.formatter.use_mathtext": False,
+    }
+    with rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(True, axis="y", linewidth=0.8)
+        axes.set_axisbelow(True)
+        for curve in curves:
+            _draw(axes, curve)
+        if log_y:
+            axes.set_yscale("log")
+            _readable_log_ticks(axes)
+        elif crop_start:
+            axes.set_ylim(*cropped_limits(curves))
+        elif min(np.nanmin(curve.y) for curve in curves) >= 0:
+            axes.set_ylim(bottom=0)
+        last = max(max(curve.x) for curve in curves)
+        axes.set_xlim(0, last * 1.02 if last else 1)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        if len(curves) > 1:
+            axes.legend(frameon=False, loc="upper right", ncols=len(curves))
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(buffer.getvalue(), name, title)
+
+
+def running_average(y: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the last `window` values at each place, NaN left out; fewer at the start."""
+    y = np.asarray(y, np.float64)
+    known = np.isfinite(y)
+    totals = np.concatenate([[0.0], np.cumsum(np.where(known, y, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    end = np.arange(1, len(y) + 1)
+    start = np.maximum(end - window, 0)
+    count = counts[end] - counts[start]
+    mean = (totals[end] - totals[start]) / np.maximum(count, 1)
+    return np.where(count > 0, mean, np.nan)
+
+
+def cropped_limits(curves: list[Curve]) -> tuple[float, float]:
+    """y limits that hold all but the steepest start of falling curves.
+
+    The top is the greatest value after the first twentieth of the steps, or the greatest of all
+    where that is no more than half as high again above the bottom.
+    """
+    x = np.concatenate([np.asarray(curve.x, float) for curve in curves])
+    y = np.concatenate([np.asarray(curve.y, float) for curve in curves])
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    low, high = y.min(), y.max()
+    later = y[x >= x.max() / 20].max()
+    if high - low > 1.5 * (later - low) and later > low:
+        high = later
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _draw(axes, curve: Curve) -> None:
+    x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
+    marks = {"marker": "o", "markersize": 4} if curve.points or len(x) == 1 else {}
+    if curve.smooth and len(x) >= 40:
+        axes.plot(x, y, color=curve.colour, alpha=0.28, linewidth=0.9)
+        smooth = running_average(y, max(5, len(x) // 40))
+        axes.plot(x, smooth, color=curve.colour, linewidth=1.8, label=curve.label)
+    else:
+        axes.plot(x, y, color=curve.colour, linewidth=1.8, label=curve.label, **marks)
+
+
+def _readable_log_ticks(axes) -> None:
+    """1, 2 and 5 in each decade as plain numbers, where the axis spans few decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    few = high / low < 1000
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _for_page(svg: str, name: str, title: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    for placeholder, colour in _COLOURS.items():
+        svg = svg.replace(placeholder, colour)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    # The page sets the size; the view box keeps the proportions.
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

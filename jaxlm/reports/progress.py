@@ -1,0 +1,140 @@
+"""What a person sees while a run goes: a live bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+_BAR_INTERVAL_S = 0.1
+_LINE_INTERVAL_S = 5.0
+
+
+def make_progress(num_steps: int, start_step: int = 0, is_terminal: bool | None = None):
+    """The display of a run that goes from `start_step` to `num_steps`; close it at the end.
+
+    Args:
+      is_terminal: a live bar or plain lines; by default whether standard output is a terminal.
+    Returns:
+      An object with `update`, `note` and `close`, and a context manager.
+    """
+    if is_terminal is None:
+        is_terminal = sys.stdout.isatty()
+    return (_Bar if is_terminal else _Lines)(num_steps, start_step)
+
+
+class _Progress:
+    """Decides when to show something, and words it; subclasses show it."""
+
+    _interval_s: float  # the least time between two displays
+    _keep_val_loss: bool  # whether a validation loss stays on display until the next one
+
+    def __init__(self, num_steps: int, start_step: int):
+        self._num_steps, self._step = num_steps, start_step
+        self._clock_step: int | None = None  # time left is measured from the first update on,
+        self._clock_s = 0.0  # so that compiling does not count as speed
+        self._shown_s = -float("inf")
+        self._val_loss: Any = None
+
+    def update(self, step: int, *, loss: Any, tokens_per_s: float, val_loss: Any = None) -> None:
+        """Tells that `step` updates are done.
+
+        Cheap when nothing is due to be shown: `loss` may be an array still being computed, it is
+        not waited for then.
+
+        Args:
+          loss: of the last step, nats a token.
+          tokens_per_s: training tokens in a second of wall clock.
+          val_loss: when there is a new one; it is always shown.
+        """
+        now = time.monotonic()
+        if self._clock_step is None:
+            self._clock_step, self._clock_s = step, now
+        self._step = step
+        if val_loss is not None:
+            self._val_loss = val_loss
+        done = step >= self._num_steps
+        if val_loss is None and not done and now - self._shown_s < self._interval_s:
+            return
+        self._shown_s = now
+        words = [f"loss {float(loss):.4f}"]
+        if self._val_loss is not None:
+            words.append(f"val {float(self._val_loss):.4f}")
+        words.append(f"{_short(tokens_per_s)} tokens/s")
+        if not done and step > self._clock_step:
+            per_step = (now - self._clock_s) / (step - self._clock_step)
+            words.append(f"{_duration(per_step * (self._num_steps - step))} left")
+        self._show("  ".join(words))
+        if not self._keep_val_loss:
+            self._val_loss = None
+
+    def _show(self, text: str) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+
+class _Lines(_Progress):
+    _interval_s = _LINE_INTERVAL_S
+    _keep_val_loss = False
+
+    def _show(self, text: str) -> None:
+        width = len(str(self._num_steps))
+        print(f"step {self._step:>{width}}/{self._num_steps}  {text}", flush=True)
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar(_Progress):
+    _interval_s = _BAR_INTERVAL_S
+    _keep_val_loss = True
+
+    def __init__(self, num_steps: int, start_step: int):
+        super().__init__(num_steps, start_step)
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._rich = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(file=sys.stdout, force_terminal=True),
+            refresh_per_second=5,
+            expand=True,
+        )
+        self._task = self._rich.add_task(
+            "", total=num_steps, completed=start_step, text="compiling"
+        )
+        self._rich.start()
+
+    def _show(self, text: str) -> None:
+        self._rich.update(self._task, completed=self._step, text=text)
+
+    def note(self, text: str) -> None:
+        self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._rich.stop()
+
+
+def _short(number: float) -> str:
+    """1234567 -> "1.23M", to three digits."""
+    number = float(number)
+    unit = 0
+    while abs(number) >= 999.5 and unit < 3:
+        number, unit = number / 1000, unit + 1
+    return f"{number:.3g}{('', 'k', 'M', 'G')[unit]}"
+
+
+def _duration(seconds: float) -> str:
+    """3725 -> "1:02:05", 42 -> "0:42"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

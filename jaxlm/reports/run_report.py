@@ -1,0 +1,367 @@
+"""report.html of one run, from the files in its folder and nothing else."""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jaxlm.reports import page
+from jaxlm.reports.curves import SECOND, Curve, chart
+
+REPORT = "report.html"
+_MAX_SCHEDULE_ROWS = 16
+_MAX_SAMPLES_OF_A_STEP = 12
+
+
+def write_run_report(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes `<workdir>/report.html`, one file that needs no other, and returns its path.
+
+    Read are, as far as they exist: config.json, summary.json, metrics.jsonl, samples.jsonl,
+    schedule.json, timings.jsonl and provenance.json; a section without its file says so. Of
+    summary.json these are shown on top: step, val_loss, perplexity, bits_per_byte, num_params,
+    tokens_seen and seconds, each optional. Lines that are not JSON are counted and left out.
+    """
+    workdir = pathlib.Path(workdir)
+    run = _Run(workdir)
+    name = workdir.absolute().name
+    body = [
+        *_headline(name, run),
+        *_curves(run),
+        *_samples(run),
+        *_config(run),
+        *_schedule(run),
+        *_timings(run),
+        *_environment(run),
+    ]
+    path = workdir / REPORT
+    temporary = path.with_name(f".{REPORT}.{os.getpid()}.tmp")
+    temporary.write_text(page.page(f"{name}: run report", body), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+class _Run:
+    """The files of a run; what is missing or broken is empty and listed in `problems`."""
+
+    def __init__(self, workdir: pathlib.Path):
+        self.problems: list[str] = []
+        self._workdir = workdir
+        config = self._json("config.json", dict)
+        self.config: dict[str, Any] = config.get("config", config)
+        self.summary: dict[str, Any] = self._json("summary.json", dict)
+        self.provenance: dict[str, Any] = self._json("provenance.json", dict)
+        self.schedule: list[Any] = self._json("schedule.json", list)
+        metrics = self._lines("metrics.jsonl")
+        self.train = [r for r in metrics if r.get("split") == "train"]
+        self.validation = [r for r in metrics if r.get("split") == "validation"]
+        self.timings = self._lines("timings.jsonl")
+        self.samples = self._lines("samples.jsonl")
+
+    @property
+    def last_step(self) -> int:
+        steps = [r["step"] for r in (*self.train, *self.validation) if _is_number(r.get("step"))]
+        return int(max([*steps, self.summary.get("step") or 0]))
+
+    @property
+    def planned_steps(self) -> int | None:
+        train = self.config.get("train")
+        planned = train.get("num_steps") if isinstance(train, dict) else None
+        return planned if _is_number(planned) else None
+
+    def _json(self, name: str, kind: type) -> Any:
+        try:
+            value = json.loads((self._workdir / name).read_bytes())
+            if isinstance(value, kind):
+                return value
+            self.problems.append(f"{name} does not hold what it should")
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError):
+            self.problems.append(f"{name} cannot be read")
+        return kind()
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        try:
+            lines = (self._workdir / name).read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError:
+            self.problems.append(f"{name} cannot be read")
+            return []
+        records, broken = [], 0
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict):
+                records.append(record)
+            else:
+                broken += 1
+        if broken:
+            self.problems.append(f"{name}: {broken} unreadable line{'s' if broken > 1 else ''}")
+        return records
+
+
+def _headline(name: str, run: _Run) -> list[str]:
+    parts = [f"<h1>{page.escape(name)}</h1>"]
+    device = run.provenance.get("device_kind")
+    count = run.provenance.get("device_count")
+    where = f" on {count} x {device}" if device else ""
+    planned, last = run.planned_steps, run.last_step
+    if planned and last >= planned:
+        parts.append(page.paragraph(f"{planned:,} steps{where}", "muted"))
+    elif planned:
+        parts.append(page.paragraph(f"Step {last:,} of {planned:,}{where}", "muted"))
+        parts.append(
+            page.paragraph(
+                f"This run is not finished: it has reached step {last:,} of {planned:,}. "
+                "Start it again with the same folder to go on.",
+                "notice",
+            )
+        )
+    else:
+        parts.append(page.paragraph(f"Step {last:,}{where}", "muted"))
+    parts += [page.paragraph(f"Left out: {problem}.", "notice") for problem in run.problems]
+
+    summary = run.summary
+    final = run.validation[-1] if run.validation else {}
+    losses = [r["loss"] for r in run.validation if _is_number(r.get("loss"))]
+    lowest = f"lowest {min(losses):.4f}, nats a token" if losses else "nats a token"
+    items = []
+    for label, field, digits, detail in (
+        ("validation loss", "loss", 4, lowest),
+        ("perplexity", "perplexity", 3, "exp of the loss"),
+        ("bits per byte", "bits_per_byte", 4, "compares across tokenizers"),
+    ):
+        value = summary.get("val_loss" if field == "loss" else field, final.get(field))
+        if _is_number(value):
+            items.append((label, f"{value:.{digits}f}", detail))
+    for label, field, show, detail in (
+        ("parameters", "num_params", _short, "trained weights"),
+        ("tokens seen", "tokens_seen", _short, "in training"),
+        ("time", "seconds", _duration, "wall clock"),
+    ):
+        if _is_number(summary.get(field)):
+            items.append((label, show(summary[field]), detail))
+    if items:
+        parts.append(page.tiles(items))
+    else:
+        parts.append(page.paragraph("No result has been recorded yet.", "muted"))
+    return parts
+
+
+def _curves(run: _Run) -> list[str]:
+    parts = ["<h2>Curves</h2>"]
+    losses = [
+        Curve("training", *_series(run.train, "loss"), smooth=True),
+        Curve("validation", *_series(run.validation, "loss"), colour=SECOND, points=True),
+    ]
+    losses = [curve for curve in losses if np.isfinite(curve.y).any()]
+    if losses:
+        svg = chart(losses, title="Loss", y_label="nats a token", name="loss", crop_start=True)
+        parts.append(f'<div class="charts"><div class="wide">{svg}</div></div>')
+    small = []
+    for field, title, unit in (
+        ("learning_rate", "Learning rate", "learning rate"),
+        ("grad_norm", "Gradient norm", "global L2 norm"),
+        ("update_norm", "Update norm", "global L2 norm"),
+    ):
+        small.append((Curve(title, *_series(run.train, field), smooth=True), title, unit, field))
+    speed = Curve("tokens/s", *_series(run.timings, "tokens_per_s"))
+    small.append((speed, "Speed", "tokens a second", "speed"))
+    cells = []
+    for curve, title, unit, name in small:
+        y = np.asarray(curve.y, float)
+        if not np.isfinite(y).any():
+            continue
+        known = y[np.isfinite(y)]
+        wide_range = name.endswith("norm") and known.min() > 0 and known.max() > 10 * known.min()
+        if name in ("learning_rate", "speed"):
+            curve = Curve(curve.label, curve.x, curve.y)
+        cells.append(
+            chart([curve], title=title, y_label=unit, name=name, size=(5.4, 2.9), log_y=wide_range)
+        )
+    if cells:
+        style = ["" for _ in cells]
+        if len(cells) % 2:
+            style[-1] = "last-odd"
+        inner = "".join(f'<div class="{s}">{c}</div>' for s, c in zip(style, cells, strict=True))
+        parts.append(f'<div class="charts">{inner}</div>')
+    if not losses and not cells:
+        parts.append(page.paragraph("metrics.jsonl holds nothing to plot.", "muted"))
+    return parts
+
+
+def _samples(run: _Run) -> list[str]:
+    parts = ["<h2>Samples</h2>"]
+    by_step: dict[Any, list[dict[str, Any]]] = {}
+    for record in run.samples:
+        by_step.setdefault(record.get("step"), []).append(record)
+    if not by_step:
+        return [*parts, page.paragraph("No samples were taken.", "muted")]
+    *earlier, last = by_step
+    parts.append(_samples_of_step(last, by_step[last]))
+    for step in reversed(earlier):
+        content = _samples_of_step(step, by_step[step])
+        parts.append(page.folded(f"Samples at step {_count(step)}", content))
+    return parts
+
+
+def _samples_of_step(step: Any, records: list[dict[str, Any]]) -> str:
+    parts = []
+    for record in records[:_MAX_SAMPLES_OF_A_STEP]:
+        prompt, text = str(record.get("prompt") or ""), str(record.get("text") or "")
+        about = [f"step {_count(step)}"]
+        if _is_number(record.get("temperature")):
+            about.append(f"temperature {record['temperature']:g}")
+        parts.append(page.paragraph(", ".join(about), "muted"))
+        parts.append(page.text_block(prompt, text.removeprefix(prompt)))
+    if len(records) > _MAX_SAMPLES_OF_A_STEP:
+        more = len(records) - _MAX_SAMPLES_OF_A_STEP
+        parts.append(page.paragraph(f"{more} more in samples.jsonl.", "muted"))
+    return "".join(parts)
+
+
+def _config(run: _Run) -> list[str]:
+    parts = ["<h2>Config</h2>"]
+    if not run.config:
+        return [*parts, page.paragraph("There is no config.json.", "muted")]
+    loose, groups = [], []
+    for name, value in run.config.items():
+        if isinstance(value, dict):
+            groups.append(page.card(name, page.pairs(_flat(value))))
+        else:
+            loose.append((name, _plain(value)))
+    if loose:
+        groups.insert(0, page.card("run", page.pairs(loose)))
+    return [*parts, page.cards(groups)]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, _plain(value)))
+    return rows
+
+
+def _schedule(run: _Run) -> list[str]:
+    parts = ["<h2>Learning-rate schedule</h2>"]
+    rows = [
+        row
+        for row in run.schedule
+        if isinstance(row, list) and len(row) == 2 and all(map(_is_number, row))
+    ]
+    if not rows:
+        return [*parts, page.paragraph("There is no schedule.json.", "muted")]
+    shown = rows
+    if len(rows) > _MAX_SCHEDULE_ROWS:
+        places = np.linspace(0, len(rows) - 1, _MAX_SCHEDULE_ROWS).round().astype(int)
+        shown = [rows[i] for i in places]
+        parts.append(
+            page.paragraph(f"{len(shown)} of the {len(rows)} rows of schedule.json.", "muted")
+        )
+    half = math.ceil(len(shown) / 2) if len(shown) > 8 else len(shown)
+    tables = [
+        page.card(
+            "",
+            page.columns(("step", "learning rate"), [(_count(s), f"{lr:.4g}") for s, lr in part]),
+        )
+        for part in (shown[:half], shown[half:])
+        if part
+    ]
+    return [*parts, page.cards(tables)]
+
+
+def _timings(run: _Run) -> list[str]:
+    parts = ["<h2>Timings</h2>"]
+    seconds = [r["seconds_per_step"] for r in run.timings if _is_number(r.get("seconds_per_step"))]
+    speeds = [r["tokens_per_s"] for r in run.timings if _is_number(r.get("tokens_per_s"))]
+    rows = []
+    if seconds:
+        rows.append(("time per step, median", _fine_duration(float(np.median(seconds)))))
+        rows.append(("time per step, slowest", _fine_duration(max(seconds))))
+    if speeds:
+        rows.append(("tokens a second, median", f"{np.median(speeds):,.0f}"))
+    for record in run.timings:
+        if "event" in record and _is_number(record.get("seconds")):
+            rest = [
+                f"{name} {_plain(value)}"
+                for name, value in record.items()
+                if name not in ("event", "seconds") and value is not None
+            ]
+            value = f"{record['seconds']:.2f} s" + (f" ({', '.join(rest)})" if rest else "")
+            rows.append((record["event"], value))
+    if not rows:
+        return [*parts, page.paragraph("There is nothing in timings.jsonl.", "muted")]
+    return [*parts, page.card("", page.pairs(rows), "card plain")]
+
+
+def _environment(run: _Run) -> list[str]:
+    parts = ["<h2>Environment</h2>"]
+    if not run.provenance:
+        return [*parts, page.paragraph("There is no provenance.json.", "muted")]
+    rows, groups = [], []
+    for name, value in run.provenance.items():
+        if isinstance(value, dict):
+            groups.append(page.card(name, page.pairs(_flat(value))))
+        elif name == "command" and isinstance(value, list):
+            rows.append((name, " ".join(map(str, value))))
+        elif value not in (None, ""):
+            rows.append((name.replace("_", " "), _plain(value)))
+    return [*parts, page.cards([page.card("run", page.pairs(rows)), *groups])]
+
+
+def _series(records: list[dict[str, Any]], field: str) -> tuple[list[float], list[float]]:
+    """x and y of a field by step; a null, which stands for NaN or infinity, leaves a gap."""
+    rows = [
+        (r["step"], r[field] if _is_number(r[field]) else math.nan)
+        for r in records
+        if field in r and _is_number(r.get("step"))
+    ]
+    return [x for x, _ in rows], [y for _, y in rows]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+
+
+def _count(step: Any) -> str:
+    return f"{step:,}" if _is_number(step) else str(step)
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _fine_duration(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
