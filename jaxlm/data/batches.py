@@ -8,6 +8,7 @@ whatever the number of processes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.config import DataConfig
 from jaxlm.data.order import epoch_key, hash_u64, permute
 from jaxlm.data.token_file import TokenFile
+
+BLOCK_EXAMPLES = 1024
 
 
 @struct.dataclass
@@ -144,7 +147,7 @@ def check_length(split: Split, context_length: int) -> None:
 
 def num_windows(split: Split, context_length: int) -> int:
     """Windows an epoch (order=shuffled): as many as fit whatever the phase, and at least one."""
-    return max(1, split.num_tokens // context_length - 1)
+    return _windows_per_epoch(split.num_tokens, context_length)
 
 
 def batch_at(
@@ -173,7 +176,7 @@ def batch_at(
       step: from 0.
       batch_size: B, rows over all processes.
       context_length: S.
-      rows: which of the B rows to make, the slice of this process.
+      rows: which of the B rows to make, a slice with a positive step: the part of this process.
       mask_documents: give segment ids, and weight 0 to a target in another document than its input.
     Returns:
       numpy arrays [number of rows, S].
@@ -182,6 +185,8 @@ def batch_at(
     """
     check_length(split, context_length)
     row = np.arange(batch_size)[rows]
+    if not row.size:
+        raise ValueError(f"rows={rows} is none of the batch's {batch_size} rows")
     if order == "contiguous":
         start = _contiguous_starts(split, step, row, batch_size, context_length)
     else:
@@ -192,12 +197,27 @@ def batch_at(
 def _shuffled_starts(
     split: Split, seed: int, example: np.ndarray, context_length: int
 ) -> np.ndarray:
-    windows = num_windows(split, context_length)
-    num_phases = min(context_length, split.num_tokens - windows * context_length)
-    epoch, place = np.divmod(example, windows)
+    first, last = example[0] // BLOCK_EXAMPLES, example[-1] // BLOCK_EXAMPLES
+    blocks = [
+        _window_starts(split.num_tokens, context_length, seed, block)
+        for block in range(first, last + 1)
+    ]
+    return np.concatenate(blocks)[example - first * BLOCK_EXAMPLES]
+
+
+@functools.lru_cache(maxsize=16)
+def _window_starts(num_tokens: int, context_length: int, seed: int, block: int) -> np.ndarray:
+    """Where the windows of BLOCK_EXAMPLES consecutive examples begin; a memo, for speed only."""
+    windows = _windows_per_epoch(num_tokens, context_length)
+    num_phases = min(context_length, num_tokens - windows * context_length)
+    epoch, place = np.divmod(block * BLOCK_EXAMPLES + np.arange(BLOCK_EXAMPLES), windows)
     key = epoch_key(seed, epoch)
     phase = (hash_u64(~key) % np.uint64(num_phases)).astype(np.int64)
     return permute(place, windows, key) * context_length + phase
+
+
+def _windows_per_epoch(num_tokens: int, context_length: int) -> int:
+    return max(1, num_tokens // context_length - 1)
 
 
 def _contiguous_starts(
