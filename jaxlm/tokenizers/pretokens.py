@@ -27,8 +27,10 @@ PATTERNS = {
 }
 
 _BLANKS = " \t\r\n"
-# Code points that Unicode will never assign: one that the text lacks can stand for something.
-_NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]
+# Code points that Unicode will never assign stand in for blanks that str.split must not see.
+_STAND_INS = _SPACE, _LINE_END, _FIRST_LINE_END = "\ufdd0\ufdd1\ufdd2"
+_HIDE = str.maketrans({" ": _SPACE, "\n": _LINE_END})
+_SHOW = str.maketrans({_SPACE: " ", _LINE_END: "\n", _FIRST_LINE_END: "\n"})
 _MOST_UNITS = 1 << 20
 
 
@@ -99,12 +101,21 @@ def safe_cut(pattern: str) -> SafeCut:
 
 
 def count_pretokens(pattern: str, texts: Iterable[str]) -> Counter[str]:
-    """How often each pre-token occurs in texts that are each cut at safe places."""
+    """How often each pre-token occurs in texts that are each cut at safe places.
+
+    Most words occur many times and str.split is far faster than a regex, so a text is first split
+    into units, at blanks where every cut is safe, and the regex sees each distinct unit once.
+    """
     counts: Counter[str] = Counter()
     units: Counter[str] = Counter()
     matcher = regex.compile(PATTERNS[pattern])
     for text in texts:
-        units.update(_units(pattern, text))
+        if pattern == "none" or any(stand_in in text for stand_in in _STAND_INS):
+            counts.update(matcher.findall(text))
+            continue
+        first, others = _split_units(text, line_ends=_CUTS[pattern] is not _line_keeping_cut)
+        counts.update(matcher.findall(first))
+        units.update(others)
         if len(units) > _MOST_UNITS:
             _add_pretokens(counts, matcher, units)
             units.clear()
@@ -112,28 +123,25 @@ def count_pretokens(pattern: str, texts: Iterable[str]) -> Counter[str]:
     return counts
 
 
+def _split_units(text: str, *, line_ends: bool) -> tuple[str, list[str]]:
+    """`text` cut before each space, or line end, that does not itself follow white space.
+
+    Returns what comes before the first cut, and the other units in the form `_restore` reads.
+    """
+    blanks = "[ \\n]" if line_ends else "[ ]"
+    text = re.sub(rf"\s{blanks}+", lambda run: run[0][0] + run[0][1:].translate(_HIDE), text)
+    if line_ends:
+        text = text.replace("\n", " " + _FIRST_LINE_END)
+    units = text.split(" ")
+    return units.pop(0).translate(_SHOW), units
+
+
+def _restore(unit: str) -> str:
+    unit = unit if unit[:1] == _FIRST_LINE_END else " " + unit
+    return unit if unit.isascii() else unit.translate(_SHOW)
+
+
 def _add_pretokens(counts: Counter[str], matcher: regex.Pattern, units: Counter[str]) -> None:
     for unit, count in units.items():
-        for pretoken in matcher.findall(unit):
+        for pretoken in matcher.findall(_restore(unit)):
             counts[pretoken] += count
-
-
-def _units(pattern: str, text: str) -> list[str]:
-    """`text` cut before each space that follows something else than white space.
-
-    All patterns but "none" are safe to cut there. Most units occur many times and str.split is
-    far faster than a regex, so the regex then sees each distinct unit once.
-    """
-    hidden = next((c for c in _NONCHARACTERS if c not in text), None)
-    if pattern == "none" or hidden is None:
-        return [text]
-    # Spaces after white space are hidden from the split, and come back after it.
-    text = re.sub(" {2,}", lambda run: " " + hidden * (len(run.group()) - 1), text)
-    for blank in filter(str.isspace, set(text)):
-        if blank != " ":
-            text = text.replace(blank + " ", blank + hidden)
-    first, *rest = text.split(" ")
-    units = [first, *(" " + unit for unit in rest)]
-    if hidden not in text:
-        return units
-    return [u.replace(hidden, " ") if hidden in u else u for u in units]
