@@ -1,0 +1,59 @@
+"""Loss, perplexity and bits per byte over a whole split."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.core.arrays import Params
+from jaxlm.core.config import ConfigError
+from jaxlm.core.metrics import Mean
+from jaxlm.models.api import LanguageModel
+from jaxlm.objectives.next_token import cross_entropy, token_metrics
+
+
+def make_evaluator(
+    model: LanguageModel, *, token_bytes: np.ndarray
+) -> Callable[[Params, Iterable[Any]], dict[str, float]]:
+    """Builds `evaluate(params, batches) -> dict`; keep it, it compiles on first use.
+
+    `batches` are pytrees with tokens, targets i32[B, S], weights f32[B, S] and segment_ids
+    i32[B, S] or None, all of one shape; padding has weight 0. The means are over all tokens, not
+    over batches: sums and weights are added in float64 and divided once.
+
+    `evaluate` returns
+      loss: mean negative log-likelihood, nats a token.
+      perplexity: exp(loss).
+      bits_per_byte: the same total in bits, over the UTF-8 bytes of the targets.
+      num_tokens: int, how many targets counted: the sum of the weights, rounded.
+    and raises ConfigError where no target counts.
+
+    Args:
+      token_bytes: i32[V], UTF-8 bytes of each id.
+    """
+
+    @jax.jit
+    def sums(params, batch):
+        logits = model.forward(params, batch.tokens, segment_ids=batch.segment_ids)
+        nll, _ = cross_entropy(logits, batch.targets)
+        return token_metrics(nll, batch, token_bytes)
+
+    def evaluate(params, batches):
+        totals = {name: Mean(np.float64(0), np.float64(0)) for name in ("loss", "bits_per_byte")}
+        for batch in batches:
+            part = jax.device_get(sums(params, batch))
+            totals = jax.tree.map(lambda total, x: total + np.float64(x), totals, part)
+        num_tokens = totals["loss"].weight
+        if not num_tokens:
+            raise ConfigError("nothing to evaluate: no batch has a target of weight above 0")
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            loss = totals["loss"].compute()
+            return {
+                "loss": float(loss),
+                "perplexity": float(np.exp(loss)),
+                "bits_per_byte": float(totals["bits_per_byte"].compute()),
+                "num_tokens": round(float(num_tokens)),
+            }
+
+    return evaluate
