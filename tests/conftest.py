@@ -1,0 +1,84 @@
+"""Shared by every test: small models, and compiled functions that are compiled once.
+
+The library adds biases and position tables of lower rank on purpose, so
+`jax_numpy_rank_promotion` stays at "allow".
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.core.params import init_params
+from jaxlm.data.batches import Batch
+from jaxlm.models import transformer
+from jaxlm.models.transformer import TransformerConfig
+
+SMALL = TransformerConfig(vocab_size=13, context_length=12, num_layers=2, d_model=16, num_heads=4)
+
+
+@functools.cache
+def _forward(cfg):
+    return jax.jit(functools.partial(transformer.forward, cfg=cfg))
+
+
+@functools.cache
+def _extend(cfg):
+    return jax.jit(functools.partial(transformer.extend, cfg=cfg))
+
+
+@functools.cache
+def _params(cfg, seed):
+    """Random everywhere: gains off one and biases off zero, so that no weight is idle."""
+    specs = transformer.param_specs(cfg)
+    rng = np.random.default_rng(seed)
+
+    def move(spec, w):
+        return w + 0.3 * jnp.asarray(rng.normal(size=w.shape), w.dtype) * (spec.kind == "vector")
+
+    params = jax.jit(lambda: init_params(jax.random.key(seed), specs))()
+    return jax.tree.map(move, specs, params)
+
+
+@pytest.fixture(scope="session")
+def small_cfg():
+    """A decoder that compiles in a second: 2 layers of width 16, 13 tokens."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def forward_of():
+    """`forward_of(cfg)`: that config's jitted `(params, tokens, **options) -> logits`."""
+    return _forward
+
+
+@pytest.fixture(scope="session")
+def extend_of():
+    """`extend_of(cfg)`: that config's jitted `(params, tokens, cache) -> (logits, cache)`."""
+    return _extend
+
+
+@pytest.fixture(scope="session")
+def params_of():
+    """`params_of(cfg, seed=0)`: parameters of that config in which no gain or bias is idle."""
+    return lambda cfg, seed=0: _params(cfg, seed)
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """`make_batch(seed, weights, vocab_size)`: random tokens with the given weights [B, S]."""
+
+    def make(seed, weights, vocab_size=SMALL.vocab_size):
+        weights = np.asarray(weights, np.float32)
+        rng = np.random.default_rng(seed)
+        tokens, targets = rng.integers(vocab_size, size=(2, *weights.shape))
+        return Batch(
+            tokens=tokens.astype(np.int32),
+            targets=targets.astype(np.int32),
+            weights=weights,
+            segment_ids=None,
+        )
+
+    return make
