@@ -256,6 +256,20 @@ class Checkpointer:
         )
         self._thread.start()
 
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds metrics to the checkpoint of `step`, once it is written: those found out since.
+
+        Raises:
+          CheckpointError: as `wait`, or there is no readable checkpoint of this step.
+        """
+        self.wait()
+        path = step_dir(self._workdir, step)
+        manifest = read_manifest(path)
+        manifest["metrics"] |= {name: float(value) for name, value in metrics.items()}
+        manifest["sha256"] = _manifest_hash(manifest)
+        workdir_lib.write_text_atomic(path / MANIFEST, json.dumps(manifest, indent=1))
+        self._delete_unneeded(step)
+
     def wait(self) -> None:
         """Returns when nothing is being written; raises CheckpointError if that failed."""
         if self._thread is not None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from jaxlm.core.config import ConfigError
@@ -16,8 +17,8 @@ from jaxlm.core.config import ConfigError
 class MetricLog:
     """Appends records to a file, each handed to the system before `append` returns.
 
-    Records up to step s must be appended before the checkpoint of step s is saved: a resumed run
-    writes only what comes after it. `sync` before that save makes them survive a power cut too.
+    What a checkpoint stands for must be appended before it is saved: a resumed run writes only what
+    comes after. `sync` before that save makes the records survive a power cut too.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -69,11 +70,10 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return [record for record, _ in _records(path)]
 
 
-def truncate_to_step(path: str | os.PathLike, step: int) -> None:
-    """Cuts a log back to what was written up to `step`, so that a resumed run appends the rest.
+def truncate(path: str | os.PathLike, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Cuts a log back to the longest run of complete lines from its start that `keep` is true of.
 
-    What stays is the longest run of complete lines from the start in which no "step" is greater;
-    lines without a "step" stay where they are. A file that does not exist is left so.
+    A file that does not exist is left so.
 
     Raises:
       ConfigError: a line before the last is not a JSON object; nothing is cut then.
@@ -83,7 +83,7 @@ def truncate_to_step(path: str | os.PathLike, step: int) -> None:
         return
     size = 0
     for record, end in _records(path):
-        if record.get("step", step) > step:
+        if not keep(record):
             break
         size = end
     with open(path, "r+b") as file:

@@ -1,1 +1,34 @@
-"""Level 6: one file a job; may print and start processes."""
+"""Level 6: one file a job; a job may print, start processes and write files.
+
+A job is a module with `main(launch) -> exit code`. It is imported when it is run, so that
+`--help` needs neither JAX nor a device.
+"""
+
+import importlib
+from typing import Any, NamedTuple
+
+JOBS = {
+    "train": "train a model on text, or go on with a run",
+    "evaluate": "the validation loss of a run, from its checkpoint",
+    "sample": "text from a run's model",
+}
+
+
+class Launch(NamedTuple):
+    """What the command line asked for.
+
+    config: path of a config file, .py or .json, or None. overrides: {"model.num_layers": "8"}.
+    workdir: the folder of a run, or None. default_config: used where neither a config nor a run is
+    given. flags: the other flags, by attribute.
+    """
+
+    config: str | None
+    overrides: dict[str, str]
+    workdir: str | None
+    default_config: str
+    flags: Any
+
+
+def run(name: str, launch: Launch) -> int:
+    """Runs a job of `JOBS` by name; returns the exit code of the process."""
+    return importlib.import_module(f"jaxlm.jobs.{name}").main(launch) or 0

@@ -1,5 +1,6 @@
 """Next-token cross-entropy, as sums and weights."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,25 @@ import numpy as np
 
 from jaxlm.core.arrays import Array
 from jaxlm.core.metrics import Mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What the training objective adds to the negative log-likelihood; 0 leaves a term out."""
+
+    label_smoothing: float = 0.0  # share of each target moved to the uniform distribution
+    z_loss: float = 0.0  # factor on the squared log of the softmax denominator; 1e-4 is usual
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss={self.z_loss} must not be negative")
+
+
+def hyper_values(cfg: LossConfig) -> dict[str, float]:
+    """The numbers of `cfg` that are in use, to be traced."""
+    return {name: value for name, value in dataclasses.asdict(cfg).items() if value}
 
 
 def cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:

@@ -1,0 +1,45 @@
+"""The default: a 0.8 M character model of the bundled plays of Shakespeare, on a laptop.
+
+    python launch.py
+
+Measured on two CPU cores: see benchmarks/RESULTS.md.
+"""
+
+from jaxlm.data.config import DataConfig
+from jaxlm.models.transformer import TransformerConfig
+from jaxlm.optim.config import OptimConfig
+from jaxlm.train.config import RunConfig, TrainConfig
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        model=TransformerConfig(
+            context_length=128,
+            num_layers=4,
+            d_model=128,
+            num_heads=4,
+            activation="relu_squared",
+            output_init=0.0,
+        ),
+        data=DataConfig(batch_size=12),
+        optim=OptimConfig(
+            name="muon",
+            peak_lr=0.01,
+            adam_lr=0.003,
+            schedule="warmup_stable_decay",
+            warmup_steps=0,
+            decay_steps=200,
+            min_lr_ratio=0.0,
+            weight_decay=0.0,
+            clip_norm=None,
+        ),
+        train=TrainConfig(
+            num_steps=400,
+            eval_every=100,
+            eval_batches=8,
+            save_every=100,
+            sample_every=200,
+            log_every=1,
+            sample_prompt="HAMLET.",
+        ),
+    )

@@ -1,0 +1,39 @@
+"""A 0.8 M character model of one text file, context 64, in about a minute on two cores.
+
+    python launch.py --config=configs/shakespeare_char.py --config.data.path=tinyshakespeare.txt
+
+The size of the well-known small CPU recipe (4 layers, width 128, 4 heads, context 64, batch 12),
+with what makes it learn faster: Muon for the matrices, output projections that start at zero,
+squared ReLU, and a learning rate that falls over the second half.
+"""
+
+from jaxlm.data.config import DataConfig
+from jaxlm.models.transformer import TransformerConfig
+from jaxlm.optim.config import OptimConfig
+from jaxlm.train.config import RunConfig, TrainConfig
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        model=TransformerConfig(
+            context_length=64,
+            num_layers=4,
+            d_model=128,
+            num_heads=4,
+            activation="relu_squared",
+            output_init=0.0,
+        ),
+        data=DataConfig(batch_size=12),
+        optim=OptimConfig(
+            name="muon",
+            peak_lr=0.01,
+            adam_lr=0.003,
+            schedule="warmup_stable_decay",
+            warmup_steps=0,
+            decay_steps=160,
+            min_lr_ratio=0.0,
+            weight_decay=0.0,
+            clip_norm=None,
+        ),
+        train=TrainConfig(num_steps=320, eval_every=160, save_every=160, log_every=1),
+    )

@@ -1,0 +1,59 @@
+"""From the command line to a RunConfig."""
+
+import importlib.util
+import pathlib
+from typing import Any
+
+from jaxlm.core.config import ConfigError, apply_overrides
+from jaxlm.io.workdir import CONFIG_FILE, load_config
+from jaxlm.jobs import Launch
+from jaxlm.train.config import RunConfig
+
+
+def read_config(path: str | pathlib.Path) -> Any:
+    """The config of a file: `get_config()` of a .py file, or a run's config.json.
+
+    Raises:
+      ConfigError: no such file, one that fails, or one that gives no RunConfig.
+    """
+    path = pathlib.Path(path)
+    flag = f"--config={path}"
+    if path.is_dir() and (path / CONFIG_FILE).exists():
+        path = path / CONFIG_FILE
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        known = f" (in {path.parent}: {', '.join(near)})" if near else ""
+        raise ConfigError(f"{flag}: no such file{known}")
+    if path.suffix == ".json":
+        return load_config(path, RunConfig)
+    if path.suffix != ".py":
+        raise ConfigError(f"{flag}: expected a .py file with get_config() or a run's config.json")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{flag}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"{flag}: get_config() gave a {type(config).__name__}, not a RunConfig")
+    return config
+
+
+def launch_config(launch: Launch) -> tuple[RunConfig, str]:
+    """The config to train with, and a name for the run.
+
+    A workdir that holds a run is the base where no --config is given, so that
+    `--workdir=runs/a` alone goes on with run a.
+    """
+    source = launch.config
+    if source is None and launch.workdir and (pathlib.Path(launch.workdir) / CONFIG_FILE).exists():
+        source = launch.workdir
+    source = source or launch.default_config
+    config = apply_overrides(read_config(source), launch.overrides)
+    path = pathlib.Path(source)
+    if path.suffix == ".json":
+        path = path.parent
+    return config, path.stem

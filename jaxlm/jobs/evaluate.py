@@ -1,0 +1,39 @@
+"""--job=evaluate: the loss of a run on its validation text, recomputed from a checkpoint."""
+
+import json
+
+from jaxlm.data.batches import evaluation_batches
+from jaxlm.evals.perplexity import make_evaluator
+from jaxlm.io import compile_cache
+from jaxlm.jobs import Launch
+from jaxlm.jobs.recorder import EVAL_TOKENS
+from jaxlm.jobs.setup import check_choice, open_run, prepare_data, require_workdir
+
+
+def main(launch: Launch) -> int:
+    check_choice(launch.flags, "checkpoint", ("newest", "best"))
+    check_choice(launch.flags, "output", ("text", "json"))
+    folder = require_workdir(launch, "evaluate")
+    compile_cache.enable()
+    run = open_run(folder, launch.flags.checkpoint)
+    data = prepare_data(run.cfg, run.tokenizer)
+    S = run.cfg.model.context_length
+    evaluate = make_evaluator(run.model, token_bytes=run.tokenizer.token_bytes)
+    result = evaluate(
+        run.params,
+        evaluation_batches(
+            data.validation,
+            batch_size=max(1, EVAL_TOKENS // S),
+            context_length=S,
+            mask_documents=run.cfg.data.mask_documents,
+        ),
+    )
+    if launch.flags.output == "json":
+        print(json.dumps({"step": run.step, **result}))
+    else:
+        print(
+            f"step {run.step}: loss {result['loss']:.4f} nats a token, perplexity "
+            f"{result['perplexity']:.3f}, {result['bits_per_byte']:.4f} bits a byte, over "
+            f"{result['num_tokens']:,} tokens of validation text"
+        )
+    return 0

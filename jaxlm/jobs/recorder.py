@@ -1,0 +1,238 @@
+"""What happens beside the training loop: logs, checkpoints, validation, samples, signals.
+
+At the end of a call of the loop, in this order: the metrics of its steps are written, the state
+is saved where a save is due, then validation and samples where they are due. A run killed in
+between is saved first and evaluated on resume, so its files end up as those of an unbroken run.
+"""
+
+import contextlib
+import itertools
+import pathlib
+import resource
+import signal
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.analysis import flops
+from jaxlm.data.batches import evaluation_batches
+from jaxlm.decode.generate import make_generator
+from jaxlm.evals.perplexity import make_evaluator
+from jaxlm.io import checkpoints, compile_cache, metric_log, workdir
+from jaxlm.jobs.setup import Data
+from jaxlm.models.api import LanguageModel
+from jaxlm.optim.schedules import learning_rate
+from jaxlm.reports.progress import make_progress
+from jaxlm.train.config import RunConfig
+from jaxlm.train.state import TrainState
+
+METRICS_FILE = "metrics.jsonl"  # only what is a function of (config, text, step)
+TIMINGS_FILE = "timings.jsonl"  # clocks and memory
+SAMPLES_FILE = "samples.jsonl"
+SUMMARY_FILE = "summary.json"
+EVAL_TOKENS = 8192  # tokens of one validation batch, about: large enough to be fast, small to hold
+
+
+class NonFiniteError(RuntimeError):
+    """Training reached a loss or gradient that is not finite, and the config says to stop."""
+
+
+class Recorder:
+    """The open files and counters of a run being trained; a context manager and a loop hook."""
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        folder: pathlib.Path,
+        data: Data,
+        model: LanguageModel,
+        hypers: dict[str, float],
+        start: int,
+        started: float,
+    ):
+        self.cfg, self.folder, self.data, self.hypers = cfg, folder, data, hypers
+        self.started = started
+        self.signal: signal.Signals | None = None
+        self.validation: dict[str, float] = {}
+        self._num_skipped = 0
+        self._speeds: list[float] = []
+        self._compiled = compile_cache.counts()
+        self._saved_step = start if start else None
+        self._step = start
+        self._evaluate = make_evaluator(model, token_bytes=data.tokenizer.token_bytes)
+        self._generate = make_generator(model)
+        self._exit = contextlib.ExitStack()
+
+    def __enter__(self) -> "Recorder":
+        train = self.cfg.train
+        stack = self._exit
+        self._metrics = stack.enter_context(metric_log.MetricLog(self.folder / METRICS_FILE))
+        self._timings = stack.enter_context(metric_log.MetricLog(self.folder / TIMINGS_FILE))
+        self._samples = stack.enter_context(metric_log.MetricLog(self.folder / SAMPLES_FILE))
+        self._checkpointer = stack.enter_context(
+            checkpoints.Checkpointer(self.folder, train.keep_last, train.keep_best)
+        )
+        self._progress = stack.enter_context(make_progress(train.num_steps, self._step))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+        self._timings.append({"event": "start", "step": self._step})
+        self._clock = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._exit.__exit__(*exc)
+
+    @staticmethod
+    def cut_back(path: pathlib.Path, step: int) -> None:
+        """Drops from a log what is written again after a resume at `step`."""
+        metric_log.truncate(path, lambda record: _order(record) <= (step, 0))
+
+    def after_call(self, step: int, state: TrainState, metrics: dict[str, np.ndarray]) -> bool:
+        """The loop's hook; True ends the loop after a signal."""
+        seconds = time.perf_counter() - self._clock
+        num_steps = step - self._step
+        self._step = step
+        self._log_steps(step, num_steps, metrics)
+        tokens = num_steps * self.cfg.data.batch_size * self.cfg.model.context_length
+        self._log_speed(step, seconds / num_steps, tokens / seconds)
+        self._progress.update(step, loss=metrics["loss"][-1], tokens_per_s=tokens / seconds)
+        if self._due(step, self.cfg.train.save_every):
+            self.save(state)
+        self.finish_edge(step, state)
+        self._clock = time.perf_counter()
+        return self.signal is not None
+
+    def finish_edge(self, step: int, state: TrainState) -> None:
+        """Validation and samples of `step`, where they are due."""
+        if step and self._due(step, self.cfg.train.eval_every):
+            self._validate(step, state)
+        if step and self.cfg.train.sample_tokens and self._due(step, self.cfg.train.sample_every):
+            self._write_samples(step, state)
+        self._clock = time.perf_counter()
+
+    def save(self, state: TrainState) -> None:
+        """Begins to write a checkpoint of the state, unless this step has one."""
+        if self._saved_step == self._step:
+            return
+        self._metrics.sync()
+        extra = {
+            "tokenizer": self.data.tokenizer.fingerprint,
+            "corpus": self.data.corpus.fingerprint,
+        }
+        self._checkpointer.save(self._step, state, extra=extra)
+        self._saved_step = self._step
+
+    def write_summary(self, num_params: int, cost: flops.TrainFlops) -> dict[str, Any]:
+        """Writes and returns what the finished run came to."""
+        cfg = self.cfg
+        records = metric_log.read(self.folder / METRICS_FILE)
+        validations = [r for r in records if r["split"] == "validation" and r["loss"] is not None]
+        best = min(validations, key=lambda record: record["loss"], default={})
+        summary = {
+            "step": self._step,
+            "num_params": num_params,
+            "tokens_seen": self._step * cfg.data.batch_size * cfg.model.context_length,
+            **{f"val_{name}": value for name, value in self.validation.items()},
+            "best_step": best.get("step"),
+            "best_val_loss": best.get("loss"),
+            "num_skipped": self._num_skipped,
+            "seconds": time.perf_counter() - self.started,
+            "peak_memory_bytes": _peak_memory(),
+        }
+        if self._speeds:
+            speed = statistics.median(self._speeds)
+            device = {"device_kind": jax.devices()[0].device_kind, "dtype": cfg.model.dtype}
+            summary |= {
+                "tokens_per_s": speed,
+                "flops_per_s": speed * cost.full,
+                "mfu": flops.mfu(speed, cost.full, num_devices=1, **device),
+                "mfu_causal": flops.mfu(speed, cost.causal, num_devices=1, **device),
+            }
+        workdir.save_json(self.folder / SUMMARY_FILE, summary)
+        return summary
+
+    def _due(self, step: int, every: int | None) -> bool:
+        return step == self.cfg.train.num_steps or bool(every and step % every == 0)
+
+    def _log_steps(self, step: int, num_steps: int, metrics: dict[str, np.ndarray]) -> None:
+        for i in range(num_steps):
+            done = step - num_steps + i + 1
+            values = {name: float(series[i]) for name, series in metrics.items()}
+            finite = values.pop("finite") == 1
+            rate = float(learning_rate(self.cfg.optim.schedule, done - 1, self.hypers))
+            if done % self.cfg.train.log_every == 0 or done == 1 or not finite:
+                record = {"step": done, "split": "train", **values, "learning_rate": rate}
+                self._metrics.append(record if finite else {**record, "finite": False})
+            if finite:
+                continue
+            if self.cfg.train.on_nonfinite == "stop":
+                raise NonFiniteError(
+                    f"step {done}: loss {values['loss']}, gradient norm {values['grad_norm']}; the "
+                    "last checkpoint is good. Lower optim.peak_lr or clip more (optim.clip_norm), "
+                    "or go on past such steps with train.on_nonfinite=skip"
+                )
+            self._num_skipped += 1
+            self._progress.note(f"step {done}: not finite, skipped ({self._num_skipped} so far)")
+
+    def _log_speed(self, step: int, seconds_per_step: float, tokens_per_s: float) -> None:
+        compiled = compile_cache.counts() - self._compiled
+        record = {"step": step, "seconds_per_step": seconds_per_step, "tokens_per_s": tokens_per_s}
+        if compiled.programs:  # this call's time is mostly compilation
+            self._compiled = compile_cache.counts()
+            self._timings.append({"event": "compile", "step": step, **vars(compiled)})
+            self._progress.note(str(compiled))
+            return
+        self._speeds.append(tokens_per_s)
+        if step % self.cfg.train.log_every == 0:
+            self._timings.append({**record, "peak_memory_bytes": _peak_memory()})
+
+    def _validate(self, step: int, state: TrainState) -> None:
+        S = self.cfg.model.context_length
+        batches = evaluation_batches(
+            self.data.validation,
+            batch_size=max(1, EVAL_TOKENS // S),
+            context_length=S,
+            mask_documents=self.cfg.data.mask_documents,
+        )
+        batches = itertools.islice(batches, self.cfg.train.eval_batches)
+        self.validation = self._evaluate(state.params, batches)
+        self._metrics.append({"step": step, "split": "validation", **self.validation})
+        if self._saved_step == step:
+            self._checkpointer.record(step, {"val_loss": self.validation["loss"]})
+        self._progress.update(step, val_loss=self.validation["loss"])
+
+    def _write_samples(self, step: int, state: TrainState) -> None:
+        train, tokenizer = self.cfg.train, self.data.tokenizer
+        prompt = tokenizer.encode(train.sample_prompt)
+        key = jax.random.fold_in(jax.random.key(self.cfg.seed), step)
+        for temperature in train.sample_temperatures:
+            out = self._generate(
+                state.params, [prompt], key, num_tokens=train.sample_tokens, temperature=temperature
+            )
+            text = tokenizer.decode(np.asarray(out.tokens)[0, : int(out.lengths[0])])
+            record = {"step": step, "temperature": temperature, "prompt": train.sample_prompt}
+            self._samples.append({**record, "text": text})
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if self.signal is not None:  # a second one does not wait
+            raise SystemExit(128 + number)
+        self.signal = signal.Signals(number)
+        self._progress.note(f"{self.signal.name}: finishing the step and saving")
+
+
+def _order(record: dict[str, Any]) -> tuple[int, int]:
+    """Where a record stands in its log: at one step the training metrics come first."""
+    return record["step"], int(record.get("split") != "train")
+
+
+def _peak_memory() -> int:
+    """Bytes: of the device's memory where it counts them, else of this process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

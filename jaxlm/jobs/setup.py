@@ -1,0 +1,118 @@
+"""What every job on a run needs: its text, tokenizer, model and checkpoints."""
+
+import dataclasses
+import itertools
+import pathlib
+from typing import Any, NamedTuple
+
+from jaxlm.core import params as params_lib
+from jaxlm.core.config import FLAG, ConfigError
+from jaxlm.data.batches import Split, check_length, open_splits
+from jaxlm.data.corpus import Corpus, open_corpus
+from jaxlm.data.token_file import cached_token_file, open_token_file
+from jaxlm.io import checkpoints
+from jaxlm.io.workdir import CONFIG_FILE, load_config
+from jaxlm.jobs import Launch
+from jaxlm.models import transformer
+from jaxlm.models.api import LanguageModel
+from jaxlm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from jaxlm.train.config import RunConfig
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Data(NamedTuple):
+    """The text of a run as tokens."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    train: Split
+    validation: Split
+
+
+def prepare_data(cfg: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
+    """Opens the corpus, trains the tokenizer unless one is given, and encodes the text once.
+
+    Raises:
+      ConfigError: the text cannot be read or is too short, or the tokenizer does not fit it.
+    """
+    corpus = open_corpus(cfg.data)
+    if tokenizer is None:
+        texts = itertools.chain.from_iterable(corpus.documents())
+        tokenizer = train_tokenizer(cfg.tokenizer, texts)
+    path = cached_token_file(corpus, tokenizer)
+    train, validation = open_splits(open_token_file(path, tokenizer.fingerprint), cfg.data)
+    for split in (train, validation):
+        check_length(split, cfg.model.context_length)
+    return Data(corpus, tokenizer, train, validation)
+
+
+def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """`cfg` with the tokenizer's vocabulary size, which a size given there must equal."""
+    given = cfg.model.vocab_size
+    if given not in (None, tokenizer.vocab_size):
+        raise ConfigError(
+            f"{FLAG}model.vocab_size={given}: the tokenizer has {tokenizer.vocab_size} ids; "
+            "set it to none to follow the tokenizer"
+        )
+    model = dataclasses.replace(cfg.model, vocab_size=tokenizer.vocab_size)
+    return dataclasses.replace(cfg, model=model)
+
+
+class TrainedRun(NamedTuple):
+    """A run's folder, opened for reading."""
+
+    cfg: RunConfig
+    tokenizer: Tokenizer
+    model: LanguageModel
+    params: Any
+    step: int
+
+
+def require_workdir(launch: Launch, job: str) -> pathlib.Path:
+    """The folder given, if a run is in it; such a job takes no config beside the run's own."""
+    if launch.workdir is None:
+        raise ConfigError(f"--job={job} needs --workdir, the folder of a run")
+    given = ["--config"] if launch.config else [f"{FLAG}{path}" for path in launch.overrides]
+    if given:
+        raise ConfigError(f"{given[0]}: --job={job} uses the config saved in --workdir")
+    path = pathlib.Path(launch.workdir)
+    if not (path / CONFIG_FILE).is_file():
+        raise ConfigError(f"--workdir={path}: holds no run (no {CONFIG_FILE})")
+    return path
+
+
+def check_choice(flags: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raises ConfigError unless the flag has one of the values."""
+    value = getattr(flags, name)
+    if value not in choices:
+        raise ConfigError(f"--{name}={value}: expected one of {', '.join(choices)}")
+
+
+def open_run(workdir: pathlib.Path, which: str = "newest", flag: str = "--workdir") -> TrainedRun:
+    """The model of a run with the weights of its newest or best good checkpoint.
+
+    Raises:
+      ConfigError: no checkpoint, or one of another tokenizer or shape; it begins with `flag`.
+    """
+    cfg = load_config(workdir, RunConfig)
+    tokenizer = load_tokenizer(workdir / TOKENIZER_FILE)
+    find = checkpoints.newest_good if which == "newest" else checkpoints.best
+    found = find(workdir)
+    if found is None:
+        raise ConfigError(f"{flag}={workdir}: holds no {which} checkpoint yet")
+    path, manifest = found
+    check_tokenizer(manifest, tokenizer, path)
+    model = transformer.build(cfg.model)
+    params = checkpoints.restore(path, params_lib.abstract_params(model.specs), part="params")
+    return TrainedRun(cfg, tokenizer, model, params, manifest["step"])
+
+
+def check_tokenizer(manifest: dict, tokenizer: Tokenizer, path: pathlib.Path) -> None:
+    """Raises ConfigError unless the checkpoint was trained with this tokenizer."""
+    trained_with = manifest["extra"].get("tokenizer")
+    if trained_with != tokenizer.fingerprint:
+        raise ConfigError(
+            f"{path}: trained with the tokenizer {str(trained_with)[:12]}, but {TOKENIZER_FILE} "
+            f"is {tokenizer.fingerprint[:12]}; put back the run's own {TOKENIZER_FILE}"
+        )

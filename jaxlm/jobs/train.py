@@ -1,0 +1,245 @@
+"""--job=train: from text to a trained model, its checkpoints, metrics, samples and report."""
+
+import pathlib
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.analysis import flops
+from jaxlm.core import params as params_lib
+from jaxlm.core.config import FLAG, ConfigError
+from jaxlm.data.batches import batch_at, num_windows
+from jaxlm.io import checkpoints, compile_cache, provenance, workdir
+from jaxlm.jobs import Launch
+from jaxlm.jobs.configs import launch_config
+from jaxlm.jobs.recorder import METRICS_FILE, SAMPLES_FILE, SUMMARY_FILE, NonFiniteError, Recorder
+from jaxlm.jobs.setup import (
+    TOKENIZER_FILE,
+    Data,
+    check_tokenizer,
+    open_run,
+    prepare_data,
+    with_vocabulary,
+)
+from jaxlm.models import transformer
+from jaxlm.models.api import LanguageModel
+from jaxlm.objectives import next_token
+from jaxlm.optim.config import hyper_values
+from jaxlm.optim.optimizers import make_tx
+from jaxlm.optim.schedules import schedule_table
+from jaxlm.reports.run_report import write_run_report
+from jaxlm.tokenizers import load_tokenizer, save_tokenizer
+from jaxlm.train.config import FREE_ON_RESUME, RunConfig
+from jaxlm.train.loop import run_loop
+from jaxlm.train.state import TrainState, init_state
+from jaxlm.train.step import make_train_step, scan_steps
+
+SCHEDULE_FILE = "schedule.json"
+PROVENANCE_FILE = "provenance.json"
+
+
+def main(launch: Launch) -> int:
+    """Trains; whatever can be refused is refused before the run's folder is made."""
+    started = time.perf_counter()
+    threading.Thread(target=checkpoints.preload, daemon=True).start()  # beside reading the text
+    compile_cache.enable()
+    cfg, name = launch_config(launch)
+    folder = pathlib.Path(launch.workdir) if launch.workdir else None
+    saved = None
+    if folder and (folder / workdir.CONFIG_FILE).exists():
+        saved = workdir.load_config(folder, RunConfig)
+        tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    elif cfg.train.init_from is not None:
+        tokenizer = load_tokenizer(pathlib.Path(cfg.train.init_from) / TOKENIZER_FILE)
+    else:
+        tokenizer = None
+    data = prepare_data(cfg, tokenizer)
+    cfg = with_vocabulary(cfg, data.tokenizer)
+    changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
+    hypers = run_hypers(cfg)
+    folder = folder or workdir.new_run_dir("runs", name)
+
+    with workdir.WorkdirLock(folder):
+        summary = finished(folder, cfg) if saved else None
+        if summary is not None:
+            print(f"{folder} is finished: {result_line(summary)}")
+            return 0
+        if saved is None:
+            save_tokenizer(data.tokenizer, folder / TOKENIZER_FILE)
+        if saved != cfg:
+            workdir.save_config(folder, cfg)
+        print(f"run       {folder}")
+        for change in changes:
+            print(f"changed   {change}")
+        model = transformer.build(cfg.model)
+        describe(cfg, data, model, hypers)
+        try:
+            return _train(cfg, folder, data, model, hypers, started)
+        except NonFiniteError as error:
+            print(f"launch.py: {error}", file=sys.stderr)
+            return 1
+
+
+def run_hypers(cfg: RunConfig) -> dict[str, float]:
+    """Every numeric hyper-parameter of a run, to be traced."""
+    optim = hyper_values(cfg.optim, num_steps=cfg.train.num_steps, d_model=cfg.model.d_model)
+    dropout = {"dropout": cfg.model.dropout} if cfg.model.dropout else {}
+    return {**optim, **next_token.hyper_values(cfg.loss), **dropout}
+
+
+def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that has done all its steps, or None."""
+    path = folder / SUMMARY_FILE
+    summary = workdir.load_json(path) if path.exists() else {}
+    return summary if summary.get("step") == cfg.train.num_steps else None
+
+
+def result_line(summary: dict[str, Any]) -> str:
+    """One line with what a run came to."""
+    return (
+        f"step {summary['step']}, validation loss {summary['val_loss']:.4f} nats a token, "
+        f"perplexity {summary['val_perplexity']:.2f}, "
+        f"{summary['val_bits_per_byte']:.3f} bits a byte"
+    )
+
+
+def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str, float]) -> None:
+    """Prints what is about to be trained, on what, and at which learning rates."""
+    corpus, tokenizer, train = data.corpus, data.tokenizer, data.train
+    windows = num_windows(train, cfg.model.context_length)
+    print(
+        f"data      {corpus.name}: {corpus.num_bytes:,} bytes in {corpus.num_documents} documents; "
+        f"{train.num_tokens:,} tokens to train, {data.validation.num_tokens:,} to validate; "
+        f"{tokenizer.vocab_size} {tokenizer.kind}"
+    )
+    m, sizes = cfg.model, cfg.model.sizes
+    epochs = cfg.train.num_steps * cfg.data.batch_size / windows
+    print(
+        f"model     {params_lib.count_params(model.specs):,} parameters: {sizes.N} layers, width "
+        f"{sizes.D}, {sizes.H} heads, context {m.context_length}, {m.activation}, {m.positions}"
+    )
+    cost = flops_per_token(cfg, model)
+    print(
+        f"cost      {cost.full / 1e6:.2f} MFLOP a token ({cost.causal / 1e6:.2f} with causal "
+        f"attention); {cfg.train.num_steps:,} steps of {cfg.data.batch_size} x {m.context_length} "
+        f"tokens are {epochs:.2f} epochs"
+    )
+    table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=8)
+    steps = "  ".join(f"{n + 1}: {rate:.2e}" for n, rate in table)
+    print(f"optimizer {cfg.optim.name}, {cfg.optim.schedule}; learning rate by step: {steps}")
+
+
+def flops_per_token(cfg: RunConfig, model: LanguageModel) -> flops.TrainFlops:
+    """Training FLOPs a token by both conventions."""
+    sizes = cfg.model.sizes
+    matmul = flops.matmul_params(model.specs, cfg.model.tied_head)
+    return flops.train_flops_per_token(matmul, sizes.N, cfg.model.context_length, sizes.H, sizes.Dh)
+
+
+def _train(
+    cfg: RunConfig,
+    folder: pathlib.Path,
+    data: Data,
+    model: LanguageModel,
+    hypers: dict[str, float],
+    started: float,
+) -> int:
+    build_tx = make_tx(cfg.optim, model.specs)
+    make_state = jax.jit(lambda: init_state(cfg.seed, model.specs, hypers, build_tx))
+    found = checkpoints.newest_good(folder)
+    if found is None:
+        start, state = 0, make_state()
+        if cfg.train.init_from is not None:
+            state = state.replace(params=_initial_weights(cfg, model))
+    else:
+        start, state = _restore(cfg, found, data, jax.eval_shape(make_state), hypers)
+        print(f"resumed   at step {start} from {found[0]}")
+    for name in (METRICS_FILE, SAMPLES_FILE):
+        Recorder.cut_back(folder / name, start)
+
+    workdir.save_json(folder / PROVENANCE_FILE, provenance.collect(cfg.seed))
+    table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=200)
+    workdir.save_json(folder / SCHEDULE_FILE, [[n + 1, rate] for n, rate in table])
+
+    step = make_train_step(
+        next_token.make_loss_fn(model, token_bytes=data.tokenizer.token_bytes),
+        build_tx,
+        num_microbatches=cfg.train.num_microbatches,
+        skip_nonfinite=cfg.train.on_nonfinite == "skip",
+    )
+    run = jax.jit(scan_steps(step), donate_argnums=0)
+
+    def batch(n):
+        return batch_at(
+            data.train,
+            cfg.seed,
+            n,
+            batch_size=cfg.data.batch_size,
+            context_length=cfg.model.context_length,
+            order=cfg.data.order,
+            mask_documents=cfg.data.mask_documents,
+        )
+
+    print(f"compiled  so far {compile_cache.counts()}")
+    with Recorder(cfg, folder, data, model, hypers, start, started) as recorder:
+        recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
+        state = run_loop(
+            run,
+            state,
+            batch,
+            start=start,
+            num_steps=cfg.train.num_steps,
+            steps_per_call=cfg.train.steps_per_call,
+            hooks=[recorder.after_call],
+        )
+        if recorder.signal is not None:
+            recorder.save(state)
+            print(f"stopped   by {recorder.signal.name}; the run is saved, go on with:")
+            print(f"          python launch.py --workdir={folder}")
+            return 128 + recorder.signal
+    summary = recorder.write_summary(
+        params_lib.count_params(model.specs), flops_per_token(cfg, model)
+    )
+    print(f"result    {result_line(summary)}")
+    report = write_run_report(folder)
+    print(f"report    {report}  ({time.perf_counter() - started:.1f} s in all)")
+    return 0
+
+
+def _initial_weights(cfg: RunConfig, model: LanguageModel) -> Any:
+    source = pathlib.Path(cfg.train.init_from)
+    flag = f"{FLAG}train.init_from"
+    try:
+        base = open_run(source, flag=flag)
+        params_lib.check_params(base.params, model.specs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{flag}={source}: its weights are of another model: {error}") from None
+    print(f"weights   of step {base.step} of {source}")
+    return base.params
+
+
+def _restore(
+    cfg: RunConfig, found: tuple, data: Data, abstract: TrainState, hypers: dict[str, float]
+) -> tuple[int, TrainState]:
+    """The newest checkpoint's step and state, with the hyper-parameters of this launch."""
+    path, manifest = found
+    check_tokenizer(manifest, data.tokenizer, path)
+    if manifest["extra"].get("corpus") != data.corpus.fingerprint:
+        raise ConfigError(
+            f"{FLAG}data.path={cfg.data.path}: the text has changed since {path} was trained; "
+            "put it back, or start a new run with --config.train.init_from"
+        )
+    if manifest["step"] > cfg.train.num_steps:
+        raise ConfigError(
+            f"{FLAG}train.num_steps={cfg.train.num_steps}: the run is already at step "
+            f"{manifest['step']}; raise it"
+        )
+    state = checkpoints.restore(path, abstract)
+    fresh = {name: np.float32(value) for name, value in hypers.items()}
+    return manifest["step"], state.replace(hypers=jax.tree.map(jax.numpy.asarray, fresh))

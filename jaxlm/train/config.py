@@ -1,0 +1,94 @@
+"""The config of one run, composed of the configs that its parts own."""
+
+import dataclasses
+from typing import Literal
+
+from jaxlm.data.config import DataConfig
+from jaxlm.models.transformer import TransformerConfig
+from jaxlm.objectives.next_token import LossConfig
+from jaxlm.optim.config import OptimConfig
+from jaxlm.tokenizers.config import TokenizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long to train and what to do on the way. Steps count optimizer updates, from 1."""
+
+    num_steps: int = 1000
+    steps_per_call: int = 10  # steps inside one compiled call; the other counts are multiples of it
+    num_microbatches: int = 1  # parts that a batch is cut into, to save memory
+    log_every: int = 10
+    eval_every: int = 100
+    eval_batches: int | None = None  # validation batches; none: the full split
+    save_every: int = 100
+    keep_last: int = 2  # newest checkpoints kept
+    keep_best: int = 1  # checkpoints of lowest validation loss kept
+    sample_every: int | None = None  # none: samples at the end only
+    sample_prompt: str = "\n"
+    sample_tokens: int = 300  # 0: no samples
+    sample_temperatures: tuple[float, ...] = (0.8,)
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
+    init_from: str | None = None  # the workdir of a run whose newest weights to start from
+
+    def __post_init__(self):
+        positive = ("num_steps", "steps_per_call", "num_microbatches", "log_every", "eval_every")
+        for name in (*positive, "save_every", "eval_batches", "sample_every", "keep_last"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        for name in ("keep_best", "sample_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if any(t < 0 for t in self.sample_temperatures):
+            raise ValueError(f"sample_temperatures={self.sample_temperatures} must not be negative")
+        if self.sample_tokens and not self.sample_prompt:
+            raise ValueError("sample_prompt must hold at least one character")
+        for name in ("num_steps", "eval_every", "save_every", "sample_every"):
+            value = getattr(self, name)
+            if value is not None and value % self.steps_per_call:
+                raise ValueError(
+                    f"{name}={value} must be a multiple of steps_per_call={self.steps_per_call}"
+                )
+
+
+# What may change when a run is resumed: none of it alters a step that is already done.
+FREE_ON_RESUME = frozenset(
+    f"train.{name}"
+    for name in (
+        "num_steps",
+        "log_every",
+        "eval_every",
+        "eval_batches",
+        "save_every",
+        "keep_last",
+        "keep_best",
+        "sample_every",
+        "sample_prompt",
+        "sample_tokens",
+        "sample_temperatures",
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run is a function of, but for the text itself."""
+
+    model: TransformerConfig = TransformerConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed={self.seed} must be in [0, 2^31)")
+        if self.data.batch_size % self.train.num_microbatches:
+            raise ValueError(
+                f"data.batch_size={self.data.batch_size} must be a multiple of "
+                f"train.num_microbatches={self.train.num_microbatches}"
+            )
+        if not self.model.causal:
+            raise ValueError("model.causal=false: next-token training needs a causal model")

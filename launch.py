@@ -1,0 +1,90 @@
+"""The one command: python launch.py [--job=train] [--config=FILE] [--config.FIELD=VALUE] ...
+
+  python launch.py                                        train on the bundled plays
+  python launch.py --config.data.path=FILE                train on your own text
+  python launch.py --job=sample --workdir=runs/a --prompt="ROMEO:"
+  python launch.py --job=evaluate --workdir=runs/a
+  python launch.py --config=runs/a/config.json --workdir=runs/b   repeat run a
+
+Every field of a config can be set on the command line, such as --config.model.num_layers=8; a
+name that does not exist is answered with the nearest one. Without --workdir a run gets a new
+folder, runs/<config>-NNN. A workdir that holds a run is gone on with.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+
+from jaxlm import jobs
+from jaxlm.core.config import FLAG, ConfigError, nearest
+
+ROOT = pathlib.Path(__file__).parent
+
+_JOBS = "\n".join(f"{name}: {does}" for name, does in jobs.JOBS.items())
+_FLAGS = [
+    flags.DEFINE_string("job", "train", f"What to do. {_JOBS}"),
+    flags.DEFINE_string("config", None, "A .py file with get_config(), or a run's config.json."),
+    flags.DEFINE_string("workdir", None, "The folder of the run."),
+    flags.DEFINE_string("checkpoint", "newest", "evaluate, sample: newest or best."),
+    flags.DEFINE_string("output", "text", "evaluate: text or json."),
+    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
+    flags.DEFINE_integer("num_tokens", 300, "sample: how many tokens to write.", lower_bound=1),
+    flags.DEFINE_integer("num_samples", 1, "sample: how many texts.", lower_bound=1),
+    flags.DEFINE_float("temperature", 0.8, "sample: 0 takes the likeliest token.", lower_bound=0),
+    flags.DEFINE_integer("top_k", None, "sample: only the k likeliest tokens.", lower_bound=1),
+    flags.DEFINE_float("top_p", None, "sample: only the likeliest with this joint probability."),
+    flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
+    flags.DEFINE_integer("seed", 0, "sample: of the random draws.", lower_bound=0),
+]
+
+
+def parse(argv: list[str]) -> dict[str, str]:
+    """Reads the flags; returns the overrides {"model.num_layers": "8"} of --config.FIELD=VALUE."""
+    overrides, rest = {}, [argv[0]]
+    for arg in argv[1:]:
+        if arg.startswith(FLAG):
+            path, given, value = arg.removeprefix(FLAG).partition("=")
+            if not given:
+                raise ConfigError(f"{arg}: expected {FLAG}FIELD=VALUE")
+            if path in overrides:
+                raise ConfigError(f"{FLAG}{path}: given twice")
+            overrides[path] = value
+        else:
+            rest.append(arg)
+    try:
+        unused = flags.FLAGS(rest)[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = nearest(error.flagname, [flag.name for flag in _FLAGS])
+        raise ConfigError(f"--{error.flagname}: no such flag{near}; see --help") from None
+    except flags.Error as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    if unused:
+        raise ConfigError(f"{unused[0]}: expected only flags, such as --config={unused[0]}")
+    return overrides
+
+
+def main(overrides: dict[str, str]) -> int:
+    args = flags.FLAGS
+    if args.job not in jobs.JOBS:
+        known = ", ".join(jobs.JOBS)
+        near = nearest(args.job, list(jobs.JOBS))
+        raise ConfigError(f"--job={args.job}: no such job{near} (jobs: {known})")
+    default = str(ROOT / "configs" / "plays.py")
+    launch = jobs.Launch(args.config, overrides, args.workdir, default, args)
+    return jobs.run(args.job, launch)
+
+
+def guarded(step, *args):
+    """`step(*args)`; what the user can put right is one line and exit code 2."""
+    try:
+        return step(*args)
+    except ConfigError as error:
+        print(f"launch.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(
+        lambda overrides: guarded(main, overrides), flags_parser=lambda argv: guarded(parse, argv)
+    )
