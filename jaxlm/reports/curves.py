@@ -56,7 +56,7 @@ def chart(
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     style = {
         "svg.fonttype": "none",
@@ -71,8 +71,6 @@ def chart(
         "ytick.color": _MUTED,
         "text.color": _TEXT,
         "grid.color": _GRID,
-        "axes.formatter.limits": (-3, 6),
-        "axes.formatter.use_mathtext": False,
     }
     with rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
@@ -92,9 +90,11 @@ def chart(
             axes.set_ylim(*cropped_limits(curves))
         elif min(np.nanmin(curve.y) for curve in curves) >= 0:
             axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(_tick))
         last = max(max(curve.x) for curve in curves)
         axes.set_xlim(0, last * 1.02 if last else 1)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(_tick))
         if len(curves) > 1:
             axes.legend(frameon=False, loc="upper right", ncols=len(curves))
         buffer = io.StringIO()
@@ -103,13 +103,16 @@ def chart(
 
 
 def running_average(y: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the last `window` values at each place, NaN left out; fewer at the start."""
+    """The mean of the odd number `window` of values around each place, fewer at the ends.
+
+    NaN is left out; where all are NaN, so is the result.
+    """
     y = np.asarray(y, np.float64)
     known = np.isfinite(y)
     totals = np.concatenate([[0.0], np.cumsum(np.where(known, y, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])
-    end = np.arange(1, len(y) + 1)
-    start = np.maximum(end - window, 0)
+    place, reach = np.arange(len(y)), window // 2
+    start, end = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(y))
     count = counts[end] - counts[start]
     mean = (totals[end] - totals[start]) / np.maximum(count, 1)
     return np.where(count > 0, mean, np.nan)
@@ -137,21 +140,28 @@ def _draw(axes, curve: Curve) -> None:
     marks = {"marker": "o", "markersize": 4} if curve.points or len(x) == 1 else {}
     if curve.smooth and len(x) >= 40:
         axes.plot(x, y, color=curve.colour, alpha=0.28, linewidth=0.9)
-        smooth = running_average(y, max(5, len(x) // 40))
+        smooth = running_average(y, max(5, len(x) // 40 * 2 + 1))
         axes.plot(x, smooth, color=curve.colour, linewidth=1.8, label=curve.label)
     else:
         axes.plot(x, y, color=curve.colour, linewidth=1.8, label=curve.label, **marks)
 
 
 def _readable_log_ticks(axes) -> None:
-    """1, 2 and 5 in each decade as plain numbers, where the axis spans few decades."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """1, 2 and 5 in each decade, where the axis spans few decades."""
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axes.get_ylim()
-    few = high / low < 1000
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    subs = (1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _tick(value: float, _=None) -> str:
+    """0.0015, 2.5, 2000, 250k: no powers of ten beside the axis."""
+    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / size:.6g}{unit}"
+    return f"{value:.6g}"
 
 
 def _for_page(svg: str, name: str, title: str) -> str:

@@ -26,6 +26,9 @@ p { margin: 0 0 12px; }
   font-variant-numeric: tabular-nums; }
 .tile .label, .tile .detail { color: var(--muted); font-size: 13px; }
 .tile.main .value { color: var(--second); }
+figure { margin: 0; }
+figcaption { color: var(--muted); font-size: 13px; margin: 4px 0 0; }
+.charts + .charts { margin-top: 20px; }
 .charts { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 20px 16px; }
 .charts .wide { grid-column: 1 / -1; }
 .charts .last-odd { grid-column: 1 / -1; max-width: 66%; }

@@ -32,10 +32,12 @@ class _Progress:
         self._clock_step: int | None = None  # time left is measured from the first update on,
         self._clock_s = 0.0  # so that compiling does not count as speed
         self._shown_s = -float("inf")
-        self._val_loss: Any = None
+        self._latest: dict[str, Any] = {}
 
-    def update(self, step: int, *, loss: Any, tokens_per_s: float, val_loss: Any = None) -> None:
-        """Tells that `step` updates are done.
+    def update(
+        self, step: int, *, loss: Any = None, tokens_per_s: Any = None, val_loss: Any = None
+    ) -> None:
+        """Tells that `step` updates are done; what is not given stays as it was.
 
         Cheap when nothing is due to be shown: `loss` may be an array still being computed, it is
         not waited for then.
@@ -49,22 +51,25 @@ class _Progress:
         if self._clock_step is None:
             self._clock_step, self._clock_s = step, now
         self._step = step
-        if val_loss is not None:
-            self._val_loss = val_loss
+        news = {"loss": loss, "tokens_per_s": tokens_per_s, "val_loss": val_loss}
+        self._latest.update({name: value for name, value in news.items() if value is not None})
         done = step >= self._num_steps
         if val_loss is None and not done and now - self._shown_s < self._interval_s:
             return
         self._shown_s = now
-        words = [f"loss {float(loss):.4f}"]
-        if self._val_loss is not None:
-            words.append(f"val {float(self._val_loss):.4f}")
-        words.append(f"{_short(tokens_per_s)} tokens/s")
+        words = []
+        if "loss" in self._latest:
+            words.append(f"loss {float(self._latest['loss']):.4f}")
+        if "val_loss" in self._latest:
+            words.append(f"val {float(self._latest['val_loss']):.4f}")
+        if "tokens_per_s" in self._latest:
+            words.append(f"{_short(float(self._latest['tokens_per_s']))} tokens/s")
         if not done and step > self._clock_step:
             per_step = (now - self._clock_s) / (step - self._clock_step)
             words.append(f"{_duration(per_step * (self._num_steps - step))} left")
         self._show("  ".join(words))
         if not self._keep_val_loss:
-            self._val_loss = None
+            self._latest.pop("val_loss", None)
 
     def _show(self, text: str) -> None:
         raise NotImplementedError
@@ -126,7 +131,6 @@ class _Bar(_Progress):
 
 def _short(number: float) -> str:
     """1234567 -> "1.23M", to three digits."""
-    number = float(number)
     unit = 0
     while abs(number) >= 999.5 and unit < 3:
         number, unit = number / 1000, unit + 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.reports import page
-from jaxlm.reports.curves import SECOND, Curve, chart
+from jaxlm.reports.curves import SECOND, Curve, chart, cropped_limits
 
 REPORT = "report.html"
 _MAX_SCHEDULE_ROWS = 16
@@ -163,7 +163,12 @@ def _curves(run: _Run) -> list[str]:
     losses = [curve for curve in losses if np.isfinite(curve.y).any()]
     if losses:
         svg = chart(losses, title="Loss", y_label="nats a token", name="loss", crop_start=True)
-        parts.append(f'<div class="charts"><div class="wide">{svg}</div></div>')
+        caption, top = "", cropped_limits(losses)[1]
+        highest = max(np.nanmax(curve.y) for curve in losses)
+        if highest > top:
+            caption = f"The axis leaves out the first steps, where the loss is up to {highest:.3g}."
+            caption = f"<figcaption>{page.escape(caption)}</figcaption>"
+        parts.append(f'<div class="charts"><figure class="wide">{svg}{caption}</figure></div>')
     small = []
     for field, title, unit in (
         ("learning_rate", "Learning rate", "learning rate"),
