@@ -28,7 +28,7 @@ class _Progress:
     _keep_val_loss: bool  # whether a validation loss stays on display until the next one
 
     def __init__(self, num_steps: int, start_step: int):
-        self._num_steps, self._step = num_steps, start_step
+        self._num_steps, self._step, self._shown_step = num_steps, start_step, start_step
         self._clock_step: int | None = None  # time left is measured from the first update on,
         self._clock_s = 0.0  # so that compiling does not count as speed
         self._shown_s = -float("inf")
@@ -53,10 +53,16 @@ class _Progress:
         self._step = step
         news = {"loss": loss, "tokens_per_s": tokens_per_s, "val_loss": val_loss}
         self._latest.update({name: value for name, value in news.items() if value is not None})
-        done = step >= self._num_steps
-        if val_loss is None and not done and now - self._shown_s < self._interval_s:
-            return
-        self._shown_s = now
+        if val_loss is not None or now - self._shown_s >= self._interval_s:
+            self._show_latest(now)
+
+    def close(self) -> None:
+        """Shows the last step, if it has not been, and ends the display."""
+        if self._shown_step != self._step:
+            self._show_latest(time.monotonic())
+
+    def _show_latest(self, now: float) -> None:
+        self._shown_s, self._shown_step = now, self._step
         words = []
         if "loss" in self._latest:
             words.append(f"loss {float(self._latest['loss']):.4f}")
@@ -64,9 +70,9 @@ class _Progress:
             words.append(f"val {float(self._latest['val_loss']):.4f}")
         if "tokens_per_s" in self._latest:
             words.append(f"{_short(float(self._latest['tokens_per_s']))} tokens/s")
-        if not done and step > self._clock_step:
-            per_step = (now - self._clock_s) / (step - self._clock_step)
-            words.append(f"{_duration(per_step * (self._num_steps - step))} left")
+        if self._clock_step < self._step < self._num_steps:
+            per_step = (now - self._clock_s) / (self._step - self._clock_step)
+            words.append(f"{_duration(per_step * (self._num_steps - self._step))} left")
         self._show("  ".join(words))
         if not self._keep_val_loss:
             self._latest.pop("val_loss", None)
@@ -91,9 +97,6 @@ class _Lines(_Progress):
 
     def note(self, text: str) -> None:
         print(text, flush=True)
-
-    def close(self) -> None:
-        pass
 
 
 class _Bar(_Progress):
@@ -126,6 +129,7 @@ class _Bar(_Progress):
         self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
+        super().close()
         self._rich.stop()
 
 
