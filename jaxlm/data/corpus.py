@@ -1,6 +1,7 @@
 """Text as documents, read in pieces so that no file has to fit in memory."""
 
 import codecs
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -101,9 +102,11 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     )
 
 
-def _open_bundled() -> BinaryIO:
+@contextlib.contextmanager
+def _open_bundled() -> Iterator[BinaryIO]:
     packed = importlib.resources.files(bundled).joinpath(bundled.FILE_NAME)
-    return lzma.open(packed.open("rb"))
+    with packed.open("rb") as file, lzma.open(file) as text:
+        yield text
 
 
 def _list_files(path: pathlib.Path, flag: str) -> list[pathlib.Path]:
@@ -127,7 +130,9 @@ def _raise_config_error(label: str) -> Callable[[OSError], None]:
     return onerror
 
 
-def _read_files(openers: dict[str, Callable[[], BinaryIO]]) -> KeyedPieces:
+def _read_files(
+    openers: dict[str, Callable[[], contextlib.AbstractContextManager[BinaryIO]]],
+) -> KeyedPieces:
     """The text of each file, keyed by its label, which is also how errors begin."""
     for label, open_file in openers.items():
         try:
