@@ -316,10 +316,8 @@ class Checkpointer:
             return
         try:
             self._delete_unneeded(manifest["step"])
-        except OSError as error:
-            self._error = CheckpointError(
-                f"{final.parent}: an old checkpoint could not be deleted: {_reason(error)}"
-            )
+        except CheckpointError as error:
+            self._error = error
 
     def _delete_unneeded(self, just_written: int) -> None:
         manifests = _readable(self._workdir)
@@ -328,8 +326,11 @@ class Checkpointer:
         for step in manifests.keys() - keep:
             path = step_dir(self._workdir, step)
             doomed = path.with_name(_TEMPORARY + path.name)
-            path.rename(doomed)  # so that no reader finds half of it
-            shutil.rmtree(doomed)
+            try:
+                path.rename(doomed)  # so that no reader finds half of it
+                shutil.rmtree(doomed)
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be deleted: {_reason(error)}") from None
 
 
 def _steps(workdir: str | os.PathLike) -> list[int]:
@@ -501,8 +502,8 @@ def _not_written(final: pathlib.Path, error: Exception) -> str:
 def _reason(error: BaseException) -> str:
     """One line of an error that may be of any library and of any length."""
     text = " ".join(str(error).split())
-    if "No space left on device" in text or "os_error_code='28'" in text:
-        return "no space left on the device"
+    if code := re.search(r"os_error_code='(\d+)'", text):  # how TensorStore reports a failed write
+        return os.strerror(int(code[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if not text:
