@@ -14,7 +14,7 @@ folder, runs/<config>-NNN. A workdir that holds a run is gone on with.
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from jaxlm import jobs
 from jaxlm.core.config import FLAG, ConfigError, nearest
@@ -59,6 +59,8 @@ def parse(argv: list[str]) -> dict[str, str]:
         raise ConfigError(f"--{error.flagname}: no such flag{near}; see --help") from None
     except flags.Error as error:
         raise ConfigError(" ".join(str(error).split())) from None
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # what libraries log of their work is not the run's
     if unused:
         raise ConfigError(f"{unused[0]}: expected only flags, such as --config={unused[0]}")
     return overrides

@@ -19,11 +19,12 @@ import jax
 import numpy as np
 
 from jaxlm.analysis import flops
+from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import evaluation_batches
 from jaxlm.decode.generate import make_generator
 from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import checkpoints, compile_cache, metric_log, workdir
-from jaxlm.jobs.setup import Data
+from jaxlm.jobs.setup import Data, decoding_model, max_positions
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.progress import make_progress
@@ -64,7 +65,8 @@ class Recorder:
         self._saved_step = start if start else None
         self._step = start
         self._evaluate = make_evaluator(model, token_bytes=data.tokenizer.token_bytes)
-        self._generate = make_generator(model)
+        self._generate = make_generator(decoding_model(cfg.model))
+        self._prompt, self._num_sample_tokens = sample_request(cfg, data)
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> "Recorder":
@@ -99,20 +101,23 @@ class Recorder:
         self._log_steps(step, num_steps, metrics)
         tokens = num_steps * self.cfg.data.batch_size * self.cfg.model.context_length
         self._log_speed(step, seconds / num_steps, tokens / seconds)
-        self._progress.update(step, loss=metrics["loss"][-1], tokens_per_s=tokens / seconds)
         if self._due(step, self.cfg.train.save_every):
             self.save(state)
-        self.finish_edge(step, state)
-        self._clock = time.perf_counter()
+        val_loss = self.finish_edge(step, state)
+        self._progress.update(
+            step, loss=metrics["loss"][-1], tokens_per_s=tokens / seconds, val_loss=val_loss
+        )
         return self.signal is not None
 
-    def finish_edge(self, step: int, state: TrainState) -> None:
-        """Validation and samples of `step`, where they are due."""
+    def finish_edge(self, step: int, state: TrainState) -> float | None:
+        """Validation and samples of `step`, where they are due; returns the validation loss."""
+        val_loss = None
         if step and self._due(step, self.cfg.train.eval_every):
-            self._validate(step, state)
+            val_loss = self._validate(step, state)
         if step and self.cfg.train.sample_tokens and self._due(step, self.cfg.train.sample_every):
             self._write_samples(step, state)
         self._clock = time.perf_counter()
+        return val_loss
 
     def save(self, state: TrainState) -> None:
         """Begins to write a checkpoint of the state, unless this step has one."""
@@ -190,7 +195,7 @@ class Recorder:
         if step % self.cfg.train.log_every == 0:
             self._timings.append({**record, "peak_memory_bytes": _peak_memory()})
 
-    def _validate(self, step: int, state: TrainState) -> None:
+    def _validate(self, step: int, state: TrainState) -> float:
         S = self.cfg.model.context_length
         batches = evaluation_batches(
             self.data.validation,
@@ -203,25 +208,50 @@ class Recorder:
         self._metrics.append({"step": step, "split": "validation", **self.validation})
         if self._saved_step == step:
             self._checkpointer.record(step, {"val_loss": self.validation["loss"]})
-        self._progress.update(step, val_loss=self.validation["loss"])
+        return self.validation["loss"]
 
     def _write_samples(self, step: int, state: TrainState) -> None:
-        train, tokenizer = self.cfg.train, self.data.tokenizer
-        prompt = tokenizer.encode(train.sample_prompt)
         key = jax.random.fold_in(jax.random.key(self.cfg.seed), step)
-        for temperature in train.sample_temperatures:
+        for temperature in self.cfg.train.sample_temperatures:
             out = self._generate(
-                state.params, [prompt], key, num_tokens=train.sample_tokens, temperature=temperature
+                state.params,
+                [self._prompt],
+                key,
+                num_tokens=self._num_sample_tokens,
+                temperature=temperature,
             )
-            text = tokenizer.decode(np.asarray(out.tokens)[0, : int(out.lengths[0])])
-            record = {"step": step, "temperature": temperature, "prompt": train.sample_prompt}
-            self._samples.append({**record, "text": text})
+            prompt, text = (
+                self.data.tokenizer.decode(ids) for ids in (self._prompt, out.tokens[0])
+            )
+            self._samples.append(
+                {"step": step, "temperature": temperature, "prompt": prompt, "text": text}
+            )
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if self.signal is not None:  # a second one does not wait
             raise SystemExit(128 + number)
         self.signal = signal.Signals(number)
         self._progress.note(f"{self.signal.name}: finishing the step and saving")
+
+
+def sample_request(cfg: RunConfig, data: Data) -> tuple[np.ndarray, int]:
+    """The ids to go on from, and how many tokens to write; checked before training begins."""
+    train, tokenizer = cfg.train, data.tokenizer
+    if train.sample_prompt is None:
+        prompt = data.validation.take(np.arange(1))
+    else:
+        try:
+            prompt = tokenizer.encode(train.sample_prompt, allow_special=True)
+        except ConfigError as error:
+            raise ConfigError(f"{FLAG}train.sample_prompt: {error}") from None
+    room = max_positions(cfg.model)
+    if room is None:
+        return prompt, train.sample_tokens
+    if len(prompt) > room:
+        raise ConfigError(
+            f"{FLAG}train.sample_prompt: {len(prompt)} tokens, the model has {room} positions"
+        )
+    return prompt, min(train.sample_tokens, room + 1 - len(prompt))
 
 
 def _order(record: dict[str, Any]) -> tuple[int, int]:

@@ -7,7 +7,13 @@ from jaxlm.core.config import ConfigError
 from jaxlm.decode.generate import make_generator
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
-from jaxlm.jobs.setup import check_choice, open_run, require_workdir
+from jaxlm.jobs.setup import (
+    check_choice,
+    decoding_model,
+    max_positions,
+    open_run,
+    require_workdir,
+)
 
 
 def main(launch: Launch) -> int:
@@ -26,14 +32,9 @@ def main(launch: Launch) -> int:
         prompt = run.tokenizer.encode(flags.prompt, allow_special=True)
     except ConfigError as error:
         raise ConfigError(f"--prompt: {error}") from None
-    if run.cfg.model.positions == "learned":
-        max_length = run.cfg.model.context_length
-        if len(prompt) + flags.num_tokens > max_length:
-            raise ConfigError(
-                f"--num_tokens={flags.num_tokens}: the prompt's {len(prompt)} tokens and these are "
-                f"more than the {max_length} positions that the model has learned"
-            )
-    generate = make_generator(run.model)
+    generate = make_generator(
+        decoding_model(run.cfg.model), max_length=max_positions(run.cfg.model)
+    )
     out = generate(
         run.params,
         [prompt] * flags.num_samples,

@@ -15,6 +15,7 @@ from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
 from jaxlm.models import transformer
 from jaxlm.models.api import LanguageModel
+from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
 
@@ -57,6 +58,20 @@ def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
         )
     model = dataclasses.replace(cfg.model, vocab_size=tokenizer.vocab_size)
     return dataclasses.replace(cfg, model=model)
+
+
+def decoding_model(cfg: TransformerConfig) -> LanguageModel:
+    """The model to write text with: attention reaches back no further than it did in training.
+
+    So a text may grow past the context length without distances the model has never seen.
+    """
+    window = min(cfg.window or cfg.context_length, cfg.context_length)
+    return transformer.build(dataclasses.replace(cfg, window=window))
+
+
+def max_positions(cfg: TransformerConfig) -> int | None:
+    """How long a text the model can hold; None where positions come from a formula."""
+    return cfg.context_length if cfg.positions == "learned" else None
 
 
 class TrainedRun(NamedTuple):

@@ -16,7 +16,14 @@ from jaxlm.data.batches import batch_at, num_windows
 from jaxlm.io import checkpoints, compile_cache, provenance, workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config
-from jaxlm.jobs.recorder import METRICS_FILE, SAMPLES_FILE, SUMMARY_FILE, NonFiniteError, Recorder
+from jaxlm.jobs.recorder import (
+    METRICS_FILE,
+    SAMPLES_FILE,
+    SUMMARY_FILE,
+    NonFiniteError,
+    Recorder,
+    sample_request,
+)
 from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Data,
@@ -61,6 +68,7 @@ def main(launch: Launch) -> int:
     cfg = with_vocabulary(cfg, data.tokenizer)
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
     hypers = run_hypers(cfg)
+    sample_request(cfg, data)
     folder = folder or workdir.new_run_dir("runs", name)
 
     with workdir.WorkdirLock(folder):

@@ -24,7 +24,7 @@ class TrainConfig:
     keep_last: int = 2  # newest checkpoints kept
     keep_best: int = 1  # checkpoints of lowest validation loss kept
     sample_every: int | None = None  # none: samples at the end only
-    sample_prompt: str = "\n"
+    sample_prompt: str | None = None  # none: the first token of the validation text
     sample_tokens: int = 300  # 0: no samples
     sample_temperatures: tuple[float, ...] = (0.8,)
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
@@ -41,8 +41,8 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if any(t < 0 for t in self.sample_temperatures):
             raise ValueError(f"sample_temperatures={self.sample_temperatures} must not be negative")
-        if self.sample_tokens and not self.sample_prompt:
-            raise ValueError("sample_prompt must hold at least one character")
+        if self.sample_prompt == "":
+            raise ValueError("sample_prompt must hold at least one character, or be none")
         for name in ("num_steps", "eval_every", "save_every", "sample_every"):
             value = getattr(self, name)
             if value is not None and value % self.steps_per_call:
