@@ -20,31 +20,27 @@ _BORDER, _GONE = -1, -2  # in place of a symbol: between words, and merged into 
 _INVERTED = bytes(255 - b for b in range(256))
 
 
-def train_merges(
-    word_counts: Mapping[bytes, int], num_merges: int
-) -> tuple[list[tuple[bytes, bytes]], int]:
+def train_merges(word_counts: Mapping[bytes, int], num_merges: int) -> list[tuple[bytes, bytes]]:
     """The first `num_merges` merges, fewer where the words hold no further pair.
 
     A pair's count is the number of places where it is adjacent, times the count of the word, so
     "aaa" holds (a, a) twice. Ties go to the lexicographically greatest (left, right) of byte
-    strings. A pair whose joined bytes are a token already is never merged.
+    strings. No two merges make the same token: no merge crosses the borders of what becomes a
+    token, so inside them equal bytes were merged alike wherever they stand.
 
     Args:
       word_counts: count of each pre-token; merges stay inside one.
     Returns:
-      (left, right) bytes in order of merging, and how many pairs were skipped because their
-      joined bytes were a token already.
+      (left, right) bytes in order of merging.
     """
     symbols, weights = _flatten(word_counts)
     size = len(symbols)
-    following = np.arange(1, size + 1, dtype=np.int32)
-    previous = np.arange(-1, size - 1, dtype=np.int32)
+    following = np.arange(1, size + 1, dtype=np.intp)
+    previous = np.arange(-1, size - 1, dtype=np.intp)
     pieces = [bytes([b]) for b in range(256)]
-    known = set(pieces)
     keys = [_descending(piece) for piece in pieces]
     heap = _first_pairs(symbols, weights, keys)
     merges: list[tuple[bytes, bytes]] = []
-    skipped = 0
 
     while heap and len(merges) < num_merges:
         bound, left_key, right_key, left, right, places = heap[0]
@@ -57,15 +53,10 @@ def train_merges(
                 heapq.heappop(heap)
             continue
         heapq.heappop(heap)
-        piece = pieces[left] + pieces[right]
-        if piece in known:
-            skipped += 1
-            continue
         new = len(pieces)
         merges.append((pieces[left], pieces[right]))
-        pieces.append(piece)
-        known.add(piece)
-        keys.append(_descending(piece))
+        pieces.append(pieces[left] + pieces[right])
+        keys.append(_descending(pieces[new]))
 
         if left == right:
             places = _without_overlaps(places, following)
@@ -97,7 +88,7 @@ def train_merges(
         ):
             pair = (partner, new) if first < num_x else (new, partner)
             heapq.heappush(heap, (-total, keys[pair[0]], keys[pair[1]], *pair, starts[first:end]))
-    return merges, skipped
+    return merges
 
 
 def _flatten(word_counts: Mapping[bytes, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +108,7 @@ def _flatten(word_counts: Mapping[bytes, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def _first_pairs(symbols: np.ndarray, weights: np.ndarray, keys: list[str]) -> list[tuple]:
     """The heap of all pairs of bytes: (-count, tie keys, left, right, places)."""
-    places = np.flatnonzero((symbols[:-1] >= 0) & (symbols[1:] >= 0)).astype(np.int32)
+    places = np.flatnonzero((symbols[:-1] >= 0) & (symbols[1:] >= 0))
     if not len(places):
         return []
     pairs = symbols[places] * 256 + symbols[places + 1]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,17 @@ from jaxlm.tokenizers.tokenizer import FORMAT, Tokenizer
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Writes the tokenizer, whole or not at all; ConfigError where the folder cannot be written."""
     path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
+        try:
+            with open(unfinished, "w", encoding="utf-8") as file:
                 file.write(tokenizer.to_json())
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)  # temporary files start out private
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{path}: cannot save the tokenizer: {error.strerror}") from None
 

@@ -48,7 +48,7 @@ def _train_bpe(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         raise ConfigError("a bpe tokenizer cannot be trained on an empty text")
     require_unicode("".join(counts))
     num_merges = config.vocab_size - 256 - len(config.special_tokens)
-    merges, _ = train_merges({word.encode(): n for word, n in counts.items()}, num_merges)
+    merges = train_merges({word.encode(): n for word, n in counts.items()}, num_merges)
     if len(merges) < num_merges:
         most = 256 + len(merges) + len(config.special_tokens)
         raise ConfigError(
@@ -64,12 +64,16 @@ def _ordinary(pieces: Iterator[tuple[str, bool]]) -> Iterator[str]:
 
 def _load_as_configured(config: TokenizerConfig) -> Tokenizer:
     tokenizer = load_tokenizer(config.path)
+    default = TokenizerConfig()  # a field left at its default asks for nothing
     for field, wanted, found in (
         ("kind", config.kind, tokenizer.kind),
         ("vocab_size", config.vocab_size, tokenizer.vocab_size),
-        ("special_tokens", config.special_tokens or None, tuple(tokenizer.special_ids)),
+        ("unknown", config.unknown, tokenizer.content.get("unknown")),
+        ("pattern", config.pattern, tokenizer.content.get("pattern")),
+        ("special_tokens", config.special_tokens, tuple(tokenizer.special_ids)),
     ):
-        if wanted is not None and wanted != found:
+        asked = field == "kind" or wanted != getattr(default, field)
+        if asked and wanted != found:
             raise ConfigError(
                 f"{FLAG}{field}={wanted}: {config.path} holds a tokenizer with {field}={found}"
             )
