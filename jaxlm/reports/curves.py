@@ -1,6 +1,7 @@
 """Line charts as inline SVG that takes its colours from the page, light or dark."""
 
 import dataclasses
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -73,9 +74,14 @@ def chart(
         "grid.color": _GRID,
     }
     with rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
+        # Margins by hand: a layout engine draws everything twice.
+        left, right, bottom, top = 0.72, 0.1, 0.46, 0.3  # inches
+        width, height = size[0] - left - right, size[1] - bottom - top
+        axes = figure.add_axes(
+            (left / size[0], bottom / size[1], width / size[0], height / size[1])
+        )
         axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -175,4 +181,4 @@ def _for_page(svg: str, name: str, title: str) -> str:
     # The page sets the size; the view box keeps the proportions.
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,8 @@ def write_run_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes `<workdir>/report.html`, one file that needs no other, and returns its path.
 
     Read are, as far as they exist: config.json, summary.json, metrics.jsonl, samples.jsonl,
-    schedule.json, timings.jsonl and provenance.json; a section without its file says so. Of
-    summary.json these are shown on top: step, val_loss, perplexity, bits_per_byte, num_params,
-    tokens_seen and seconds, each optional. Lines that are not JSON are counted and left out.
+    schedule.json, timings.jsonl and provenance.json; a section without its file says so. Lines
+    that are not JSON are counted and left out.
     """
     workdir = pathlib.Path(workdir)
     run = _Run(workdir)
@@ -127,19 +127,18 @@ def _headline(name: str, run: _Run) -> list[str]:
         parts.append(page.paragraph(f"Step {last:,}{where}", "muted"))
     parts += [page.paragraph(f"Left out: {problem}.", "notice") for problem in run.problems]
 
-    summary = run.summary
-    final = run.validation[-1] if run.validation else {}
-    losses = [r["loss"] for r in run.validation if _is_number(r.get("loss"))]
-    lowest = f"lowest {min(losses):.4f}, nats a token" if losses else "nats a token"
+    summary, final = run.summary, {}
+    if run.validation:  # newer than a summary written before the run was made longer
+        final = {f"val_{name}": value for name, value in run.validation[-1].items()}
+    measured = final if final.get("val_step", 0) > summary.get("step", 0) else {**final, **summary}
     items = []
     for label, field, digits, detail in (
-        ("validation loss", "loss", 4, lowest),
-        ("perplexity", "perplexity", 3, "exp of the loss"),
-        ("bits per byte", "bits_per_byte", 4, "compares across tokenizers"),
+        ("validation loss", "val_loss", 4, _about_loss(run, measured.get("val_loss"))),
+        ("perplexity", "val_perplexity", 3, "exp of the loss"),
+        ("bits per byte", "val_bits_per_byte", 4, "compares across tokenizers"),
     ):
-        value = summary.get("val_loss" if field == "loss" else field, final.get(field))
-        if _is_number(value):
-            items.append((label, f"{value:.{digits}f}", detail))
+        if _is_number(measured.get(field)):
+            items.append((label, f"{measured[field]:.{digits}f}", detail))
     for label, field, show, detail in (
         ("parameters", "num_params", _short, "trained weights"),
         ("tokens seen", "tokens_seen", _short, "in training"),
@@ -152,6 +151,14 @@ def _headline(name: str, run: _Run) -> list[str]:
     else:
         parts.append(page.paragraph("No result has been recorded yet.", "muted"))
     return parts
+
+
+def _about_loss(run: _Run, final: Any) -> str:
+    known = [r for r in run.validation if _is_number(r.get("loss"))]
+    lowest = min(known, key=lambda r: r["loss"], default=None)
+    if lowest and _is_number(final) and lowest["loss"] < final - 5e-5:
+        return f"nats a token; lowest {lowest['loss']:.4f} at step {_count(lowest.get('step'))}"
+    return "nats a token"
 
 
 def _curves(run: _Run) -> list[str]:
@@ -171,7 +178,7 @@ def _curves(run: _Run) -> list[str]:
         parts.append(f'<div class="charts"><figure class="wide">{svg}{caption}</figure></div>')
     small = []
     for field, title, unit in (
-        ("learning_rate", "Learning rate", "learning rate"),
+        ("learning_rate", "Learning rate", ""),
         ("grad_norm", "Gradient norm", "global L2 norm"),
         ("update_norm", "Update norm", "global L2 norm"),
     ):
@@ -294,15 +301,22 @@ def _timings(run: _Run) -> list[str]:
         rows.append(("time per step, slowest", _fine_duration(max(seconds))))
     if speeds:
         rows.append(("tokens a second, median", f"{np.median(speeds):,.0f}"))
-    for record in run.timings:
-        if "event" in record and _is_number(record.get("seconds")):
-            rest = [
-                f"{name} {_plain(value)}"
-                for name, value in record.items()
-                if name not in ("event", "seconds") and value is not None
-            ]
-            value = f"{record['seconds']:.2f} s" + (f" ({', '.join(rest)})" if rest else "")
-            rows.append((record["event"], value))
+    for name, unit in (("flops_per_s", "FLOP/s"), ("peak_memory_bytes", "B")):
+        if _is_number(run.summary.get(name)):
+            label = {"flops_per_s": "compute", "peak_memory_bytes": "memory, peak"}[name]
+            rows.append((label, f"{_short(run.summary[name])}{unit}"))
+    for name, label in (("mfu", "MFU, full attention"), ("mfu_causal", "MFU, causal attention")):
+        if _is_number(run.summary.get(name)):
+            rows.append((label, f"{run.summary[name]:.1%}"))
+    compiled = [r for r in run.timings if r.get("event") == "compile"]
+    if compiled:
+        total = {n: _total(compiled, n) for n in ("seconds", "programs", "from_cache")}
+        rows.append(("compiling", _fine_duration(total["seconds"])))
+        cached = f"{total['from_cache']:,} of {total['programs']:,}"
+        rows.append(("programs from the compile cache", cached))
+    starts = [r["step"] for r in run.timings if r.get("event") == "start" and r.get("step")]
+    if starts:
+        rows.append(("resumed at step", ", ".join(map(_count, starts))))
     if not rows:
         return [*parts, page.paragraph("There is nothing in timings.jsonl.", "muted")]
     return [*parts, page.card("", page.pairs(rows), "card plain")]
@@ -312,25 +326,35 @@ def _environment(run: _Run) -> list[str]:
     parts = ["<h2>Environment</h2>"]
     if not run.provenance:
         return [*parts, page.paragraph("There is no provenance.json.", "muted")]
+    command = run.provenance.get("command")
+    if isinstance(command, list):
+        parts.append(page.text_block("", shlex.join(map(str, command))))
     rows, groups = [], []
     for name, value in run.provenance.items():
         if isinstance(value, dict):
             groups.append(page.card(name, page.pairs(_flat(value))))
-        elif name == "command" and isinstance(value, list):
-            rows.append((name, " ".join(map(str, value))))
-        elif value not in (None, ""):
+        elif name != "command" and value not in (None, ""):
             rows.append((name.replace("_", " "), _plain(value)))
     return [*parts, page.cards([page.card("run", page.pairs(rows)), *groups])]
 
 
+def _total(records: list[dict[str, Any]], field: str) -> float:
+    return sum(r[field] for r in records if _is_number(r.get(field)))
+
+
 def _series(records: list[dict[str, Any]], field: str) -> tuple[list[float], list[float]]:
-    """x and y of a field by step; a null, which stands for NaN or infinity, leaves a gap."""
-    rows = [
-        (r["step"], r[field] if _is_number(r[field]) else math.nan)
+    """x and y of a field by step, the last record of each.
+
+    A step may have several where a run was resumed and did it again; a null, which stands for NaN
+    or infinity, leaves a gap.
+    """
+    values = {
+        r["step"]: r[field] if _is_number(r[field]) else math.nan
         for r in records
         if field in r and _is_number(r.get("step"))
-    ]
-    return [x for x, _ in rows], [y for _, y in rows]
+    }
+    steps = sorted(values)
+    return steps, [values[step] for step in steps]
 
 
 def _is_number(value: Any) -> bool:
@@ -354,10 +378,10 @@ def _count(step: Any) -> str:
 
 
 def _short(number: float) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.4g} {unit}"
-    return f"{number:g}"
+    return f"{number:g} "
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,62 @@
+"""Provenance: the commit of the code itself, and values that JSON can hold."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jaxlm.io import provenance
+
+
+def git(folder, *args):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    done = subprocess.run(
+        ["git", "-C", str(folder), *identity, *args], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "a.py").write_text("1\n")
+    git(tmp_path, "add", "pkg")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    return tmp_path
+
+
+def test_commit_and_changes(checkout):
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert provenance.git_state(checkout / "pkg") == {"commit": commit, "dirty": False}
+    (checkout / "new.py").write_text("")  # not tracked: not a change of the code
+    assert provenance.git_state(checkout / "pkg") == {"commit": commit, "dirty": False}
+    (checkout / "pkg" / "a.py").write_text("2\n")
+    assert provenance.git_state(checkout / "pkg") == {"commit": commit, "dirty": True}
+
+
+def test_an_installed_copy_is_not_of_the_checkout_it_lies_in(checkout):
+    (checkout / "venv" / "pkg").mkdir(parents=True)
+    (checkout / "venv" / "pkg" / "a.py").write_text("1\n")
+    assert provenance.git_state(checkout / "venv" / "pkg") == {"commit": None, "dirty": None}
+
+
+def test_without_git(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance.git_state(checkout / "pkg") == {"commit": None, "dirty": None}
+
+
+def test_collect(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some/where/launch.py", "--config.seed=3"])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
+    collected = provenance.collect(seed=3)
+    assert json.loads(json.dumps(collected)) == collected
+    assert collected["command"] == ["launch.py", "--config.seed=3"]
+    assert (collected["seed"], collected["xla_flags"]) == (3, "--xla_one=1")
+    assert collected["packages"]["jax"] == jax.__version__
+    assert collected["packages"]["optax"] == importlib.metadata.version("optax")
+    assert collected["device_count"] == jax.device_count()
+    assert collected["backend"] == jax.devices()[0].platform
