@@ -50,6 +50,7 @@ def test_without_git(checkout, monkeypatch):
 
 
 def test_collect(monkeypatch):
+    jax.devices()  # reads XLA_FLAGS, and ends the process if it does not know one
     monkeypatch.setattr(sys, "argv", ["/some/where/launch.py", "--config.seed=3"])
     monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     collected = provenance.collect(seed=3)
