@@ -17,7 +17,7 @@ CHAR_TO_BYTE = {char: b for b, char in BYTE_TO_CHAR.items()}
 
 def bytes_to_readable(piece: bytes) -> str:
     """b" the" -> "Ġthe": one visible character a byte, never a space."""
-    return "".join(BYTE_TO_CHAR[b] for b in piece)
+    return piece.decode("latin-1").translate(BYTE_TO_CHAR)
 
 
 def readable_to_bytes(text: str) -> bytes:
@@ -51,9 +51,8 @@ def bpe_tokenizer(
         ids = range(len(ranks))
     if len(ids) != len(ranks):
         raise ConfigError(f"expected {len(ranks)} ids, 256 bytes and the merges, got {len(ids)}")
-    given = dict(special_tokens) if isinstance(special_tokens, Mapping) else None
-    _, special_ids = with_specials(ranks, given if given is not None else special_tokens)
-    special_ids = given if given is not None else special_ids
+    _, numbered = with_specials(ranks, special_tokens)
+    special_ids = dict(special_tokens) if isinstance(special_tokens, Mapping) else numbered
     pieces = _pieces_by_id(ranks, ids, special_ids)
     rank_to_id = np.array(ids, np.int32)
     is_identity = bool((rank_to_id == np.arange(len(ranks))).all())
@@ -94,19 +93,24 @@ def bpe_tokenizer(
 def _ranks(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int]:
     ranks = {bytes([b]): b for b in range(256)}
     for number, (left, right) in enumerate(merges, 1):
-        pair = f"merge {number} ({bytes_to_readable(left)!r}, {bytes_to_readable(right)!r})"
-        for part in (left, right):
-            if part not in ranks:
-                raise ConfigError(
-                    f"{pair}: {bytes_to_readable(part)!r} is no byte and no earlier merge makes it"
-                )
+        if left not in ranks or right not in ranks:
+            part = bytes_to_readable(right if left in ranks else left)
+            raise ConfigError(
+                f"{_merge_name(number, left, right)}: {part!r} is no byte and no earlier merge "
+                "makes it"
+            )
         if left + right in ranks:
             raise ConfigError(
-                f"{pair}: its token is there already with rank {ranks[left + right]}; tiktoken "
-                "ranks tokens, not pairs, so it cannot represent this tokenizer"
+                f"{_merge_name(number, left, right)}: its token is there already with rank "
+                f"{ranks[left + right]}; tiktoken ranks tokens, not pairs, so it cannot represent "
+                "this tokenizer"
             )
         ranks[left + right] = len(ranks)
     return ranks
+
+
+def _merge_name(number: int, left: bytes, right: bytes) -> str:
+    return f"merge {number} ({bytes_to_readable(left)!r}, {bytes_to_readable(right)!r})"
 
 
 def _pieces_by_id(
@@ -114,23 +118,22 @@ def _pieces_by_id(
 ) -> tuple[bytes, ...]:
     by_id: dict[int, bytes] = {}
     tokens = [*zip(ranks, ids, strict=True), *((s.encode(), i) for s, i in special_ids.items())]
-    for piece, token_id in tokens:
-        name = bytes_to_readable(piece)
-        if isinstance(token_id, bool) or not isinstance(token_id, int | np.integer):
-            raise ConfigError(f"token {name!r}: expected an integer id, got {token_id!r}")
-        if token_id in by_id:
+    for piece, id in tokens:
+        if isinstance(id, bool) or not isinstance(id, int | np.integer):
             raise ConfigError(
-                f"id {token_id} is given twice, to {bytes_to_readable(by_id[token_id])!r} and "
-                f"{name!r}"
+                f"token {bytes_to_readable(piece)!r}: expected an integer id, got {id!r}"
             )
-        by_id[int(token_id)] = piece
-    holes = [i for i in range(len(tokens)) if i not in by_id]
-    if holes:
+        if id in by_id:
+            raise ConfigError(
+                f"id {id} is given twice, to {bytes_to_readable(by_id[id])!r} and "
+                f"{bytes_to_readable(piece)!r}"
+            )
+        by_id[int(id)] = piece
+    hole = next((i for i in range(len(tokens)) if i not in by_id), None)
+    if hole is not None:
         raise ConfigError(
-            f"{len(tokens)} tokens need the ids 0 to {len(tokens) - 1}, but id {holes[0]} is "
-            f"missing and id {max(by_id)} is there"
-            if max(by_id) >= len(tokens)
-            else f"id {min(by_id)} is negative"
+            f"{len(tokens)} tokens take the ids 0 to {len(tokens) - 1}; id {hole} is missing, and "
+            f"id {min(by_id) if min(by_id) < 0 else max(by_id)} is outside"
         )
     return tuple(by_id[i] for i in range(len(tokens)))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxlm.core.config import ConfigError
-from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bpe_tokenizer, readable_to_bytes
+from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bpe_tokenizer, bytes_to_readable, readable_to_bytes
 from jaxlm.tokenizers.saved import read_json, read_text
 from jaxlm.tokenizers.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def read_gpt2_files(
         merges.append((left, right))
 
     names = [BYTE_TO_CHAR[b] for b in range(256)]
-    names += ["".join(BYTE_TO_CHAR[b] for b in left + right) for left, right in merges]
+    names += [bytes_to_readable(left + right) for left, right in merges]
     specials = list(special_tokens)
     for name in (*names, *specials):
         if name not in vocab:

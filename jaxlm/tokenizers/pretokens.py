@@ -38,13 +38,14 @@ _MOST_UNITS = 1 << 20
 def _kind(char: str) -> str:
     """L letter, N number, S white space, O any other; ? where Unicode versions may disagree.
 
-    The regex engines of Python and of tiktoken carry different versions of Unicode, so a
-    character counts only where version 3.2 and the interpreter's agree.
+    The regex engines of Python and of tiktoken carry different versions of Unicode, so a letter
+    or number counts only where version 3.2 has it too, and an unassigned character never.
     """
     if char.isspace():
         return "S" if char in _BLANKS else "?"
     old, new = unicodedata.ucd_3_2_0.category(char), unicodedata.category(char)
-    if old == "Cn" or new == "Cn" or (old[0] in "LN" or new[0] in "LN") and old[0] != new[0]:
+    disagree = old[0] != new[0] and (old[0] in "LN" or new[0] in "LN")
+    if disagree or new == "Cn":
         return "?"
     return new[0] if new[0] in "LN" else "O"
 

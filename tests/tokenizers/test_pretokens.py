@@ -52,6 +52,13 @@ def test_counting_equals_the_plain_regex(pattern, parts):
     assert count_pretokens(pattern, parts) == expected
 
 
+@patterns
+def test_counting_equals_the_plain_regex_for_every_short_text(pattern):
+    find = regex.compile(PATTERNS[pattern]).findall
+    for text in map("".join, itertools.product("a \n\t.", repeat=5)):
+        assert count_pretokens(pattern, [text]) == Counter(find(text)), text
+
+
 def cuts(pattern, text):
     """All places that the pattern calls safe, found with every limit."""
     cut = safe_cut(pattern)
@@ -90,6 +97,8 @@ def test_cuts_are_borders(pattern, text):
         ("cl100k", "ab12", {2}),
         ("cl100k", ".\n", set()),
         ("gpt2", "a\u0378", set()),
+        ("gpt2", "a\ua4d0.", set()),  # a letter since Unicode 5.2 only
+        ("gpt2", "a🥐", {1}),  # newer than that, and no letter in any version
     ],
 )
 def test_ordinary_text_has_cuts(pattern, text, expected):

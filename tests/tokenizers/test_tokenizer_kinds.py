@@ -258,9 +258,15 @@ def test_token_text_shows_one_id(made, id, text):
         (lambda: bpe_tokenizer([], ids=range(255)), "expected 256 ids"),
         (lambda: bpe_tokenizer([], ids=[*range(255), 0]), "id 0 is given twice"),
         (lambda: bpe_tokenizer([], ids=[*range(255), 256]), "id 255 is missing"),
-        (lambda: bpe_tokenizer([], ids=[*range(255), -1]), "id -1 is negative"),
+        (
+            lambda: bpe_tokenizer([], ids=[*range(255), -1]),
+            "id 255 is missing, and id -1 is outside",
+        ),
         (lambda: bpe_tokenizer([], ids=[*range(255), "a"]), "integer id, got 'a'"),
-        (lambda: bpe_tokenizer([], special_tokens={"<s>": 300}), "id 256 is missing and id 300"),
+        (
+            lambda: bpe_tokenizer([], special_tokens={"<s>": 300}),
+            "id 256 is missing, and id 300 is outside",
+        ),
         (lambda: bpe_tokenizer([], special_tokens={"<s>": 7}), "id 7 is given twice"),
         (lambda: byte_tokenizer().decode([0.5]), "expects integers"),
         (lambda: byte_tokenizer().decode([[1], [2]]), r"\[2, 1\]"),
