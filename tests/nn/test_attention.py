@@ -11,6 +11,8 @@ from oracles import attention_loops
 from jaxlm.nn.attention import attend, attention_mask, attention_weights, masked_softmax
 
 B, S, H, Dh = 2, 6, 4, 4
+PLAIN = jax.jit(attend)
+PULL = jax.jit(jax.grad(lambda q, k, v: attend(q, k, v)[:, :4].sum(), argnums=(0, 1, 2)))
 SEGMENTS = np.array([[1, 1, 2, 2, 2, 0], [5, 5, 5, 5, 3, 3]])
 
 
@@ -46,13 +48,21 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
-def test_attend_is_its_definition(options, num_kv_heads):
+GROUPS = [(name, 2) for name in CASES] + [("plain", 4), ("plain", 1), ("all", 4), ("all", 1)]
+
+
+@pytest.mark.parametrize(("name", "num_kv_heads"), GROUPS)
+def test_attend_is_its_definition(name, num_kv_heads):
     q, k, v = inputs(num_kv_heads)
-    out, weights = attention_loops.attend(q, k, v, **options)
-    np.testing.assert_allclose(attend(q, k, v, **options), out, atol=2e-6)
-    np.testing.assert_allclose(attention_weights(q, k, **options), weights, atol=1e-6)
+
+    @jax.jit
+    def both(q, k, v):
+        return attend(q, k, v, **CASES[name]), attention_weights(q, k, **CASES[name])
+
+    for ours, exact in zip(
+        both(q, k, v), attention_loops.attend(q, k, v, **CASES[name]), strict=True
+    ):
+        np.testing.assert_allclose(ours, exact, atol=2e-6)
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 1), (1, 5), (3, 7)])
@@ -60,13 +70,13 @@ def test_queries_and_keys_may_differ_in_number(num_queries, num_keys):
     q, k, v = inputs(2, num_keys, num_queries)
     at = {"q_positions": np.arange(num_queries) + num_keys - num_queries}
     out, _ = attention_loops.attend(q, k, v, **at)
-    np.testing.assert_allclose(attend(q, k, v, **at), out, atol=2e-6)
+    np.testing.assert_allclose(PLAIN(q, k, v, **at), out, atol=2e-6)
 
 
 def test_grouped_heads_equal_repeated_heads():
     q, k, v = inputs(2)
     repeated = (np.repeat(x, 2, axis=2) for x in (k, v))
-    np.testing.assert_allclose(attend(q, k, v), attend(q, *repeated), atol=1e-6)
+    np.testing.assert_allclose(PLAIN(q, k, v), PLAIN(q, *repeated), atol=1e-6)
 
 
 def test_the_mask_keeps_what_is_true():
@@ -78,9 +88,8 @@ def test_the_mask_keeps_what_is_true():
 EMPTY = {"q_segments": SEGMENTS, "kv_segments": np.where(SEGMENTS == 2, 9, SEGMENTS)}
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_a_row_with_nothing_to_attend_to_is_zero_in_value_and_gradient(scale):
-    q, k, v = inputs(2, scale=scale)
+def test_a_row_with_nothing_to_attend_to_is_zero_in_value_and_gradient():
+    q, k, v = inputs(2)
     empty = SEGMENTS == 2
 
     def total(q, k, v, keep):
@@ -101,7 +110,7 @@ def test_a_row_with_nothing_to_attend_to_is_zero_in_value_and_gradient(scale):
 def test_keys_that_nobody_may_read_have_zero_gradient_whatever_they_hold():
     q, k, v = inputs()
     k[:, 4:], v[:, 4:] = 1e30, 1e30
-    grads = jax.grad(lambda *x: attend(*x)[:, :4].sum(), argnums=(0, 1, 2))(q, k, v)
+    grads = PULL(q, k, v)
     for grad in grads:
         assert np.isfinite(grad).all()
         np.testing.assert_array_equal(grad[:, 4:], 0)
@@ -110,11 +119,11 @@ def test_keys_that_nobody_may_read_have_zero_gradient_whatever_they_hold():
 @pytest.mark.parametrize("scale", [10.0, 1e3, 1e8])
 def test_large_scores_neither_overflow_nor_leave_the_definition(scale):
     q, k, v = inputs()
-    out = attend(scale * q, k, v)
+    out = PLAIN(scale * q, k, v)
     # in float32 a score of 1e8 is off by some units, so nearly equal scores may swap there
     expected, _ = attention_loops.attend(scale * q, k, v)
     np.testing.assert_allclose(out, expected, atol=1e-6 * scale if scale < 1e4 else 1e-2)
-    assert np.isfinite(jax.grad(lambda q: attend(q, k, v).sum())(scale * q)).all()
+    assert np.isfinite(PULL(scale * q, k, v)[0]).all()
 
 
 def test_masked_softmax_rows_sum_to_one_or_zero():
@@ -142,7 +151,8 @@ def test_the_gradient_is_that_of_the_definition():
     q, k, v = inputs(2)
     options = {"softcap": 2.0, "window": 3}
     direction = [np.random.default_rng(1).normal(size=x.shape) for x in (q, k, v)]
-    grads = jax.grad(lambda *x: jnp.sum(attend(*x, **options) ** 2), argnums=(0, 1, 2))(q, k, v)
+    squares = jax.grad(lambda *x: jnp.sum(attend(*x, **options) ** 2), argnums=(0, 1, 2))
+    grads = jax.jit(squares)(q, k, v)
     slope = sum(
         (np.asarray(g, np.float64) * d).sum() for g, d in zip(grads, direction, strict=True)
     )
