@@ -259,6 +259,12 @@ def test_retention_does_not_count_what_is_damaged(tmp_path):
         assert checkpoints.best(tmp_path)[1]["step"] == 2
 
 
+def test_retention_keeps_what_was_just_written_though_later_steps_are_there(run):
+    with Checkpointer(run, keep_last=1, keep_best=0) as checkpointer:
+        checkpointer.save(5, make_state())
+    assert saved_steps(run) == [5, 20]
+
+
 def test_metrics_known_later_decide_what_is_kept(tmp_path):
     with Checkpointer(tmp_path, keep_last=1) as checkpointer:
         for step, loss in {1: 2.0, 2: 1.0, 3: 3.0}.items():

@@ -47,6 +47,12 @@ def test_new_run_dir_counts_on_from_the_highest(tmp_path):
     assert workdir.new_run_dir(root, "a-b").name == "a-b-010"
 
 
+def test_a_folder_made_since_the_listing_is_not_shared(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir.os, "listdir", lambda _: [])
+    made = [workdir.new_run_dir(tmp_path, "a").name for _ in range(3)]
+    assert made == ["a-001", "a-002", "a-003"]
+
+
 def test_two_processes_never_share_a_run_dir(tmp_path):
     code = (
         "import sys; from jaxlm.io.workdir import new_run_dir\n"
