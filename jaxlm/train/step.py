@@ -63,7 +63,7 @@ def make_train_step(
 
         num_tokens = metrics["loss"].weight
         grads = jax.tree.map(lambda g: g / num_tokens, grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"].total)
         updates, opt_state = make_tx(state.hypers).update(grads, state.opt_state, state.params)
         new = (optax.apply_updates(state.params, updates), opt_state, carry)
@@ -73,7 +73,7 @@ def make_train_step(
         params, opt_state, carry = new
         metrics |= {
             "grad_norm": Mean(grad_norm, jnp.float32(1)),
-            "update_norm": Mean(optax.global_norm(updates), jnp.float32(1)),
+            "update_norm": Mean(optax.tree.norm(updates), jnp.float32(1)),
             "finite": Mean(finite.astype(jnp.float32), jnp.float32(1)),
         }
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carry)
