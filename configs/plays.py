@@ -40,6 +40,5 @@ def get_config() -> RunConfig:
             save_every=100,
             sample_every=200,
             log_every=1,
-            sample_prompt="HAMLET.",
         ),
     )
