@@ -46,11 +46,15 @@ def launch_config(launch: Launch) -> tuple[RunConfig, str]:
     """The config to train with, and a name for the run.
 
     A workdir that holds a run is the base where no --config is given, so that
-    `--workdir=runs/a` alone goes on with run a.
+    `--workdir=runs/a` alone goes on with run a; else the run whose weights are to be started from,
+    so that `--config.train.init_from=runs/a` alone has the model of run a.
     """
     source = launch.config
     if source is None and launch.workdir and (pathlib.Path(launch.workdir) / CONFIG_FILE).exists():
         source = launch.workdir
+    base = launch.overrides.get("train.init_from")
+    if source is None and base and (pathlib.Path(base) / CONFIG_FILE).is_file():
+        source = str(pathlib.Path(base) / CONFIG_FILE)
     source = source or launch.default_config
     config = apply_overrides(read_config(source), launch.overrides)
     path = pathlib.Path(source)

@@ -19,12 +19,13 @@ import jax
 import numpy as np
 
 from jaxlm.analysis import flops
+from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import evaluation_batches
 from jaxlm.decode.generate import make_generator
 from jaxlm.evals.perplexity import make_evaluator
-from jaxlm.io import checkpoints, compile_cache, metric_log, workdir
-from jaxlm.jobs.setup import Data, decoding_model, max_positions
+from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
+from jaxlm.jobs.setup import Data, decoding_model, max_positions, model_weights
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.progress import make_progress
@@ -63,6 +64,7 @@ class Recorder:
         self._speeds: list[float] = []
         self._compiled = compile_cache.counts()
         self._saved_step = start if start else None
+        self._frozen: str | None = None  # fingerprint of state.frozen, once it is saved
         self._step = start
         self._evaluate = make_evaluator(model, token_bytes=data.tokenizer.token_bytes)
         self._generate = make_generator(decoding_model(cfg.model))
@@ -128,7 +130,10 @@ class Recorder:
             "tokenizer": self.data.tokenizer.fingerprint,
             "corpus": self.data.corpus.fingerprint,
         }
-        self._checkpointer.save(self._step, state, extra=extra)
+        if state.frozen:
+            self._frozen = self._frozen or frozen.save(self.folder, state.frozen)
+            extra["frozen"] = self._frozen
+        self._checkpointer.save(self._step, state.replace(frozen={}), extra=extra)
         self._saved_step = self._step
 
     def write_summary(self, num_params: int, cost: flops.TrainFlops) -> dict[str, Any]:
@@ -204,17 +209,21 @@ class Recorder:
             mask_documents=self.cfg.data.mask_documents,
         )
         batches = itertools.islice(batches, self.cfg.train.eval_batches)
-        self.validation = self._evaluate(state.params, batches)
+        self.validation = self._evaluate(self._weights(state), batches)
         self._metrics.append({"step": step, "split": "validation", **self.validation})
         if self._saved_step == step:
             self._checkpointer.record(step, {"val_loss": self.validation["loss"]})
         return self.validation["loss"]
 
+    def _weights(self, state: TrainState) -> Params:
+        return model_weights(self.cfg, state.params, state.frozen)
+
     def _write_samples(self, step: int, state: TrainState) -> None:
+        weights = self._weights(state)
         key = jax.random.fold_in(jax.random.key(self.cfg.seed), step)
         for temperature in self.cfg.train.sample_temperatures:
             out = self._generate(
-                state.params,
+                weights,
                 [self._prompt],
                 key,
                 num_tokens=self._num_sample_tokens,

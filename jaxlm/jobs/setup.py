@@ -5,15 +5,18 @@ import itertools
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxlm.core import params as params_lib
+from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import Split, check_length, open_splits
 from jaxlm.data.corpus import Corpus, open_corpus
 from jaxlm.data.token_file import cached_token_file, open_token_file
-from jaxlm.io import checkpoints
+from jaxlm.io import checkpoints, frozen
 from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
-from jaxlm.models import transformer
+from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
@@ -74,8 +77,23 @@ def max_positions(cfg: TransformerConfig) -> int | None:
     return cfg.context_length if cfg.positions == "learned" else None
 
 
+def trained_specs(cfg: RunConfig, model: LanguageModel) -> dict[str, Any]:
+    """Specs of what the run trains: the model's weights, or adapters where it has some."""
+    return model.specs if cfg.lora.rank is None else lora.adapter_specs(model.specs, cfg.lora)
+
+
+def model_weights(cfg: RunConfig, params: Params, base: Params) -> Params:
+    """What the model computes with: `params` themselves, or as adapters merged into `base`."""
+    if cfg.lora.rank is None:
+        return params
+    return _merge(base, params, lora.hyper_values(cfg.lora), scaling=cfg.lora.scaling)
+
+
+_merge = jax.jit(lora.merge, static_argnames="scaling")
+
+
 class TrainedRun(NamedTuple):
-    """A run's folder, opened for reading."""
+    """A run's folder, opened for reading. params: of the whole model, adapters merged."""
 
     cfg: RunConfig
     tokenizer: Tokenizer
@@ -119,8 +137,18 @@ def open_run(workdir: pathlib.Path, which: str = "newest", flag: str = "--workdi
     path, manifest = found
     check_tokenizer(manifest, tokenizer, path)
     model = transformer.build(cfg.model)
-    params = checkpoints.restore(path, params_lib.abstract_params(model.specs), part="params")
+    abstract = params_lib.abstract_params(trained_specs(cfg, model))
+    params = checkpoints.restore(path, abstract, part="params")
+    params = model_weights(cfg, params, restore_frozen(workdir, manifest, model))
     return TrainedRun(cfg, tokenizer, model, params, manifest["step"])
+
+
+def restore_frozen(workdir: pathlib.Path, manifest: dict, model: LanguageModel) -> Params:
+    """The base of the adapters in a checkpoint; {} where the run trains every weight."""
+    digest = manifest["extra"].get("frozen")
+    if digest is None:
+        return {}
+    return frozen.restore(workdir, digest, params_lib.abstract_params(model.specs))
 
 
 def check_tokenizer(manifest: dict, tokenizer: Tokenizer, path: pathlib.Path) -> None:

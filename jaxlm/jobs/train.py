@@ -1,15 +1,18 @@
 """--job=train: from text to a trained model, its checkpoints, metrics, samples and report."""
 
+import functools
 import pathlib
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxlm.analysis import flops
+from jaxlm.core import config as config_lib
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import batch_at, num_windows
@@ -27,12 +30,15 @@ from jaxlm.jobs.recorder import (
 from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Data,
+    TrainedRun,
     check_tokenizer,
     open_run,
     prepare_data,
+    restore_frozen,
+    trained_specs,
     with_vocabulary,
 )
-from jaxlm.models import transformer
+from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.objectives import next_token
 from jaxlm.optim.config import hyper_values
@@ -48,6 +54,13 @@ from jaxlm.train.step import make_train_step, scan_steps
 SCHEDULE_FILE = "schedule.json"
 PROVENANCE_FILE = "provenance.json"
 
+# Fields of a model that may differ from those of the base its adapters are added to: none of them
+# changes what the base computes, or it shows in the shapes of the weights.
+FREE_OF_BASE = (
+    *("context_length", "dropout", "dtype", "remat", "scan_unroll", "output_init"),
+    *("num_kv_heads", "head_dim", "d_ff"),
+)
+
 
 def main(launch: Launch) -> int:
     """Trains; whatever can be refused is refused before the run's folder is made."""
@@ -55,13 +68,23 @@ def main(launch: Launch) -> int:
     threading.Thread(target=checkpoints.preload, daemon=True).start()  # beside reading the text
     compile_cache.enable()
     cfg, name = launch_config(launch)
+    if cfg.lora.rank is not None and cfg.train.init_from is None:
+        raise ConfigError(
+            f"{FLAG}lora.rank={cfg.lora.rank}: adapters need a trained model to be added to; name "
+            f"its run with {FLAG}train.init_from=WORKDIR"
+        )
     folder = pathlib.Path(launch.workdir) if launch.workdir else None
     saved = None
     if folder and (folder / workdir.CONFIG_FILE).exists():
         saved = workdir.load_config(folder, RunConfig)
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     elif cfg.train.init_from is not None:
-        tokenizer = load_tokenizer(pathlib.Path(cfg.train.init_from) / TOKENIZER_FILE)
+        source = pathlib.Path(cfg.train.init_from)
+        if not (source / workdir.CONFIG_FILE).is_file():
+            raise ConfigError(
+                f"{FLAG}train.init_from={source}: holds no run (no {workdir.CONFIG_FILE})"
+            )
+        tokenizer = load_tokenizer(source / TOKENIZER_FILE)
     else:
         tokenizer = None
     data = prepare_data(cfg, tokenizer)
@@ -69,6 +92,9 @@ def main(launch: Launch) -> int:
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
     hypers = run_hypers(cfg)
     sample_request(cfg, data)
+    model = transformer.build(cfg.model)
+    trained_specs(cfg, model)  # refuses what cannot be adapted
+    base = open_base(cfg, model) if cfg.train.init_from and not saved else None
     folder = folder or workdir.new_run_dir("runs", name)
 
     with workdir.WorkdirLock(folder):
@@ -83,10 +109,9 @@ def main(launch: Launch) -> int:
         print(f"run       {folder}")
         for change in changes:
             print(f"changed   {change}")
-        model = transformer.build(cfg.model)
         describe(cfg, data, model, hypers)
         try:
-            return _train(cfg, folder, data, model, hypers, started)
+            return _train(cfg, folder, data, model, hypers, base, started)
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
@@ -96,7 +121,8 @@ def run_hypers(cfg: RunConfig) -> dict[str, float]:
     """Every numeric hyper-parameter of a run, to be traced."""
     optim = hyper_values(cfg.optim, num_steps=cfg.train.num_steps, d_model=cfg.model.d_model)
     dropout = {"dropout": cfg.model.dropout} if cfg.model.dropout else {}
-    return {**optim, **next_token.hyper_values(cfg.loss), **dropout}
+    loss, adapters = next_token.hyper_values(cfg.loss), lora.hyper_values(cfg.lora)
+    return {**optim, **loss, **adapters, **dropout}
 
 
 def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
@@ -130,6 +156,12 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
         f"model     {params_lib.count_params(model.specs):,} parameters: {sizes.N} layers, width "
         f"{sizes.D}, {sizes.H} heads, context {m.context_length}, {m.activation}, {m.positions}"
     )
+    if cfg.lora.rank is not None:
+        print(
+            f"adapters  {params_lib.count_params(trained_specs(cfg, model)):,} parameters trained: "
+            f"rank {cfg.lora.rank} on {', '.join(cfg.lora.targets)}, alpha {cfg.lora.alpha:g}, "
+            f"{cfg.lora.scaling}; the {params_lib.count_params(model.specs):,} above are frozen"
+        )
     cost = flops_per_token(cfg, model)
     print(
         f"cost      {cost.full / 1e6:.2f} MFLOP a token ({cost.causal / 1e6:.2f} with causal "
@@ -142,10 +174,40 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
 
 
 def flops_per_token(cfg: RunConfig, model: LanguageModel) -> flops.TrainFlops:
-    """Training FLOPs a token by both conventions."""
+    """Training FLOPs a token by both conventions.
+
+    With adapters, a matrix that has none takes no gradient: its third product, 2 FLOPs a
+    parameter, is not counted. Nor is merging, which a step does once for all its tokens.
+    """
     sizes = cfg.model.sizes
     matmul = flops.matmul_params(model.specs, cfg.model.tied_head)
-    return flops.train_flops_per_token(matmul, sizes.N, cfg.model.context_length, sizes.H, sizes.Dh)
+    cost = flops.train_flops_per_token(matmul, sizes.N, cfg.model.context_length, sizes.H, sizes.Dh)
+    if cfg.lora.rank is None:
+        return cost
+    targets = lora.target_specs(model.specs, cfg.lora.targets)
+    left_out = 2 * (matmul - params_lib.count_params(targets))
+    return flops.TrainFlops(full=cost.full - left_out, causal=cost.causal - left_out)
+
+
+def compile_run(step: Callable) -> Callable:
+    """`scan_steps(step)`, compiled; it overwrites the state given, all but the frozen part.
+
+    What is frozen is an argument of the program and none of its results: no copy is made.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(moving, frozen, batches):
+        def without_frozen(moving, batch):
+            state, metrics = step(moving.replace(frozen=frozen), batch)
+            return state.replace(frozen={}), metrics
+
+        return scan_steps(without_frozen)(moving, batches)
+
+    def run_state(state, batches):
+        moving, metrics = run(state.replace(frozen={}), state.frozen, batches)
+        return moving.replace(frozen=state.frozen), metrics
+
+    return run_state
 
 
 def _train(
@@ -154,17 +216,23 @@ def _train(
     data: Data,
     model: LanguageModel,
     hypers: dict[str, float],
+    base: TrainedRun | None,
     started: float,
 ) -> int:
-    build_tx = make_tx(cfg.optim, model.specs)
-    make_state = jax.jit(lambda: init_state(cfg.seed, model.specs, hypers, build_tx))
+    specs = trained_specs(cfg, model)
+    build_tx = make_tx(cfg.optim, specs)
+    make_state = jax.jit(lambda: init_state(cfg.seed, specs, hypers, build_tx))
     found = checkpoints.newest_good(folder)
     if found is None:
         start, state = 0, make_state()
         if cfg.train.init_from is not None:
-            state = state.replace(params=_initial_weights(cfg, model))
+            base = base or open_base(cfg, model)  # killed before its first checkpoint
+            print(f"weights   of step {base.step} of {cfg.train.init_from}")
+            part = "params" if cfg.lora.rank is None else "frozen"
+            state = state.replace(**{part: base.params})
     else:
         start, state = _restore(cfg, found, data, jax.eval_shape(make_state), hypers)
+        state = state.replace(frozen=restore_frozen(folder, found[1], model))
         print(f"resumed   at step {start} from {found[0]}")
     for name in (METRICS_FILE, SAMPLES_FILE):
         Recorder.cut_back(folder / name, start)
@@ -173,13 +241,15 @@ def _train(
     table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=200)
     workdir.save_json(folder / SCHEDULE_FILE, [[n + 1, rate] for n, rate in table])
 
+    loss_fn = next_token.make_loss_fn(model, token_bytes=data.tokenizer.token_bytes)
+    if cfg.lora.rank is not None:
+        loss_fn = lora.adapted_loss(loss_fn, cfg.lora.scaling)
     step = make_train_step(
-        next_token.make_loss_fn(model, token_bytes=data.tokenizer.token_bytes),
+        loss_fn,
         build_tx,
         num_microbatches=cfg.train.num_microbatches,
         skip_nonfinite=cfg.train.on_nonfinite == "skip",
     )
-    run = jax.jit(scan_steps(step), donate_argnums=0)
 
     def batch(n):
         return batch_at(
@@ -196,7 +266,7 @@ def _train(
     with Recorder(cfg, folder, data, model, hypers, start, started) as recorder:
         recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
         state = run_loop(
-            run,
+            compile_run(step),
             state,
             batch,
             start=start,
@@ -209,16 +279,20 @@ def _train(
             print(f"stopped   by {recorder.signal.name}; the run is saved, go on with:")
             print(f"          python launch.py --workdir={folder}")
             return 128 + recorder.signal
-    summary = recorder.write_summary(
-        params_lib.count_params(model.specs), flops_per_token(cfg, model)
-    )
+    summary = recorder.write_summary(params_lib.count_params(specs), flops_per_token(cfg, model))
     print(f"result    {result_line(summary)}")
     report = write_run_report(folder)
     print(f"report    {report}  ({time.perf_counter() - started:.1f} s in all)")
     return 0
 
 
-def _initial_weights(cfg: RunConfig, model: LanguageModel) -> Any:
+def open_base(cfg: RunConfig, model: LanguageModel) -> TrainedRun:
+    """The run whose weights this one starts from.
+
+    Raises:
+      ConfigError: no such run or checkpoint, or its weights are of other shapes than `cfg.model`
+        has, or cfg.model would compute something else with a base that adapters are added to.
+    """
     source = pathlib.Path(cfg.train.init_from)
     flag = f"{FLAG}train.init_from"
     try:
@@ -228,8 +302,17 @@ def _initial_weights(cfg: RunConfig, model: LanguageModel) -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{flag}={source}: its weights are of another model: {error}") from None
-    print(f"weights   of step {base.step} of {source}")
-    return base.params
+    other = [
+        line
+        for line in config_lib.diff(base.cfg.model, cfg.model)
+        if line.partition(":")[0] not in FREE_OF_BASE
+    ]
+    if other and cfg.lora.rank is not None:
+        raise ConfigError(
+            f"{flag}={source}: adapters need the base's own model (its field -> yours): "
+            f"{'; '.join(other)}. Give these {FLAG}model fields its values"
+        )
+    return base
 
 
 def _restore(

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from jaxlm.data.config import DataConfig
+from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.objectives.next_token import LossConfig
 from jaxlm.optim.config import OptimConfig
@@ -75,6 +76,7 @@ class RunConfig:
     """Everything a run is a function of, but for the text itself."""
 
     model: TransformerConfig = TransformerConfig()
+    lora: LoraConfig = LoraConfig()  # adapters on the weights of train.init_from
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
