@@ -91,10 +91,11 @@ def top_k(logits: Array, k: Array | int) -> Array:
 
     Unlike implementations that keep all that tie with the k-th, exactly k stay (all, where k is V
     or more), so that k = 1 is greedy.
-    logits: f32[..., V]; k: i32[], at least 1, may be traced.
+    logits: f32[..., V]; k: a whole number [], at least 1, may be traced.
     Source: Fan, Lewis and Dauphin 2018, "Hierarchical Neural Story Generation", section 5.4.
     """
-    keep = _largest(logits, jnp.ones(logits.shape, jnp.int32), jnp.asarray(k, jnp.int32))
+    k = jnp.minimum(jnp.asarray(k, jnp.float32), logits.shape[-1]).astype(jnp.int32)
+    keep = _largest(logits, jnp.ones(logits.shape, jnp.int32), k)
     return jnp.where(keep, logits, -jnp.inf)
 
 

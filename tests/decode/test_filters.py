@@ -11,7 +11,12 @@ from jaxlm.decode import filters
 from jaxlm.decode.filters import SamplingConfig
 
 V = 37
-TEMPERATURES, TOP_KS, TOP_PS, MIN_PS = (0.0, 0.7, 1.3), (1, 4, V + 9), (0.3, 0.95, 1.0), (0.0, 0.08)
+TEMPERATURES, TOP_KS, TOP_PS, MIN_PS = (
+    (0.0, 0.7, 1.3),
+    (1, 4, 10**12),
+    (0.3, 0.95, 1.0),
+    (0.0, 0.08),
+)
 
 
 num_traces = 0
@@ -33,7 +38,8 @@ def random_logits(seed, rows=5, sigma=3.0):
 
 def all_filters(temperature=1.0, top_k=V, top_p=1.0, min_p=0.0):
     """Every filter is in the program, by default at the value that changes nothing."""
-    return SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    setting = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    return jax.tree.map(np.float32, setting)  # 10**12 fits no int32
 
 
 def test_all_settings_match_the_float64_oracle_with_one_program():
