@@ -20,11 +20,12 @@ import numpy as np
 
 from jaxlm.analysis import flops
 from jaxlm.core.arrays import Params
-from jaxlm.core.config import FLAG, ConfigError
+from jaxlm.core.config import FLAG, ConfigError, to_dict
 from jaxlm.data.batches import evaluation_batches
 from jaxlm.decode.generate import make_generator
 from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
+from jaxlm.io.trackers import Trackers
 from jaxlm.jobs.setup import Data, decoding_model, max_positions, model_weights
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import learning_rate
@@ -81,6 +82,7 @@ class Recorder:
             checkpoints.Checkpointer(self.folder, train.keep_last, train.keep_best)
         )
         self._progress = stack.enter_context(make_progress(train.num_steps, self._step))
+        self._trackers = stack.enter_context(self._open_trackers())
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
         self._timings.append({"event": "start", "step": self._step})
@@ -165,6 +167,19 @@ class Recorder:
         workdir.save_json(self.folder / SUMMARY_FILE, summary)
         return summary
 
+    def _open_trackers(self) -> Trackers:
+        names, history = self.cfg.train.trackers, []
+        if names:
+            for name in (METRICS_FILE, SAMPLES_FILE):
+                history += metric_log.read(self.folder / name)
+            history.sort(key=lambda record: record["step"])
+        note = self._progress.note
+        return Trackers(names, self.folder, to_dict(self.cfg), self._step, history, note)
+
+    def _log_metrics(self, record: dict[str, Any]) -> None:
+        self._metrics.append(record)
+        self._trackers.send(record)
+
     def _due(self, step: int, every: int | None) -> bool:
         return step == self.cfg.train.num_steps or bool(every and step % every == 0)
 
@@ -176,7 +191,7 @@ class Recorder:
             rate = float(learning_rate(self.cfg.optim.schedule, done - 1, self.hypers))
             if done % self.cfg.train.log_every == 0 or done == 1 or not finite:
                 record = {"step": done, "split": "train", **values, "learning_rate": rate}
-                self._metrics.append(record if finite else {**record, "finite": False})
+                self._log_metrics(record if finite else {**record, "finite": False})
             if finite:
                 continue
             if self.cfg.train.on_nonfinite == "stop":
@@ -210,7 +225,7 @@ class Recorder:
         )
         batches = itertools.islice(batches, self.cfg.train.eval_batches)
         self.validation = self._evaluate(self._weights(state), batches)
-        self._metrics.append({"step": step, "split": "validation", **self.validation})
+        self._log_metrics({"step": step, "split": "validation", **self.validation})
         if self._saved_step == step:
             self._checkpointer.record(step, {"val_loss": self.validation["loss"]})
         return self.validation["loss"]
@@ -232,9 +247,9 @@ class Recorder:
             prompt, text = (
                 self.data.tokenizer.decode(ids) for ids in (self._prompt, out.tokens[0])
             )
-            self._samples.append(
-                {"step": step, "temperature": temperature, "prompt": prompt, "text": text}
-            )
+            record = {"step": step, "temperature": temperature, "prompt": prompt, "text": text}
+            self._samples.append(record)
+            self._trackers.send(record)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if self.signal is not None:  # a second one does not wait

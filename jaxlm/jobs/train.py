@@ -16,7 +16,7 @@ from jaxlm.core import config as config_lib
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import batch_at, num_windows
-from jaxlm.io import checkpoints, compile_cache, provenance, workdir
+from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config
 from jaxlm.jobs.recorder import (
@@ -44,7 +44,7 @@ from jaxlm.objectives import next_token
 from jaxlm.optim.config import hyper_values
 from jaxlm.optim.optimizers import make_tx
 from jaxlm.optim.schedules import schedule_table
-from jaxlm.reports.run_report import write_run_report
+from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.loop import run_loop
@@ -68,6 +68,7 @@ def main(launch: Launch) -> int:
     threading.Thread(target=checkpoints.preload, daemon=True).start()  # beside reading the text
     compile_cache.enable()
     cfg, name = launch_config(launch)
+    trackers.require(cfg.train.trackers)
     if cfg.lora.rank is not None and cfg.train.init_from is None:
         raise ConfigError(
             f"{FLAG}lora.rank={cfg.lora.rank}: adapters need a trained model to be added to; name "
@@ -101,7 +102,12 @@ def main(launch: Launch) -> int:
         summary = finished(folder, cfg) if saved else None
         if summary is not None:
             print(f"{folder} is finished: {result_line(summary)}")
+            if not has_report(folder):
+                write_run_report(folder)
             return 0
+        found = checkpoints.newest_good(folder)
+        if found is not None:
+            check_resumable(cfg, data, *found)
         if saved is None:
             save_tokenizer(data.tokenizer, folder / TOKENIZER_FILE)
         if saved != cfg:
@@ -111,7 +117,7 @@ def main(launch: Launch) -> int:
             print(f"changed   {change}")
         describe(cfg, data, model, hypers)
         try:
-            return _train(cfg, folder, data, model, hypers, base, started)
+            return _train(cfg, folder, data, model, hypers, base, found, started)
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
@@ -130,6 +136,29 @@ def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
     path = folder / SUMMARY_FILE
     summary = workdir.load_json(path) if path.exists() else {}
     return summary if summary.get("step") == cfg.train.num_steps else None
+
+
+def has_report(folder: pathlib.Path) -> bool:
+    """Whether the report is there and younger than the summary it shows."""
+    report = folder / REPORT
+    return report.exists() and report.stat().st_mtime >= (folder / SUMMARY_FILE).stat().st_mtime
+
+
+def check_resumable(
+    cfg: RunConfig, data: Data, path: pathlib.Path, manifest: dict[str, Any]
+) -> None:
+    """Raises ConfigError unless a run of this config and text can go on from the checkpoint."""
+    check_tokenizer(manifest, data.tokenizer, path)
+    if manifest["extra"].get("corpus") != data.corpus.fingerprint:
+        raise ConfigError(
+            f"{FLAG}data.path={cfg.data.path}: the text has changed since {path} was trained; "
+            "put it back, or start a new run with --config.train.init_from"
+        )
+    if manifest["step"] > cfg.train.num_steps:
+        raise ConfigError(
+            f"{FLAG}train.num_steps={cfg.train.num_steps}: the run is already at step "
+            f"{manifest['step']}; raise it"
+        )
 
 
 def result_line(summary: dict[str, Any]) -> str:
@@ -217,12 +246,12 @@ def _train(
     model: LanguageModel,
     hypers: dict[str, float],
     base: TrainedRun | None,
+    found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
     specs = trained_specs(cfg, model)
     build_tx = make_tx(cfg.optim, specs)
     make_state = jax.jit(lambda: init_state(cfg.seed, specs, hypers, build_tx))
-    found = checkpoints.newest_good(folder)
     if found is None:
         start, state = 0, make_state()
         if cfg.train.init_from is not None:
@@ -231,9 +260,10 @@ def _train(
             part = "params" if cfg.lora.rank is None else "frozen"
             state = state.replace(**{part: base.params})
     else:
-        start, state = _restore(cfg, found, data, jax.eval_shape(make_state), hypers)
-        state = state.replace(frozen=restore_frozen(folder, found[1], model))
-        print(f"resumed   at step {start} from {found[0]}")
+        path, manifest = found
+        start, state = manifest["step"], _restore(path, jax.eval_shape(make_state), hypers)
+        state = state.replace(frozen=restore_frozen(folder, manifest, model))
+        print(f"resumed   at step {start} from {path}")
     for name in (METRICS_FILE, SAMPLES_FILE):
         Recorder.cut_back(folder / name, start)
 
@@ -315,22 +345,8 @@ def open_base(cfg: RunConfig, model: LanguageModel) -> TrainedRun:
     return base
 
 
-def _restore(
-    cfg: RunConfig, found: tuple, data: Data, abstract: TrainState, hypers: dict[str, float]
-) -> tuple[int, TrainState]:
-    """The newest checkpoint's step and state, with the hyper-parameters of this launch."""
-    path, manifest = found
-    check_tokenizer(manifest, data.tokenizer, path)
-    if manifest["extra"].get("corpus") != data.corpus.fingerprint:
-        raise ConfigError(
-            f"{FLAG}data.path={cfg.data.path}: the text has changed since {path} was trained; "
-            "put it back, or start a new run with --config.train.init_from"
-        )
-    if manifest["step"] > cfg.train.num_steps:
-        raise ConfigError(
-            f"{FLAG}train.num_steps={cfg.train.num_steps}: the run is already at step "
-            f"{manifest['step']}; raise it"
-        )
+def _restore(path: pathlib.Path, abstract: TrainState, hypers: dict[str, float]) -> TrainState:
+    """The state of a checkpoint, with the hyper-parameters of this launch."""
     state = checkpoints.restore(path, abstract)
     fresh = {name: np.float32(value) for name, value in hypers.items()}
-    return manifest["step"], state.replace(hypers=jax.tree.map(jax.numpy.asarray, fresh))
+    return state.replace(hypers=jax.tree.map(jax.numpy.asarray, fresh))

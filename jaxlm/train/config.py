@@ -30,6 +30,7 @@ class TrainConfig:
     sample_temperatures: tuple[float, ...] = (0.8,)
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
     init_from: str | None = None  # the workdir of a run whose newest weights to start from
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # each an extra of that name
 
     def __post_init__(self):
         positive = ("num_steps", "steps_per_call", "num_microbatches", "log_every", "eval_every")
@@ -42,6 +43,8 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if any(t < 0 for t in self.sample_temperatures):
             raise ValueError(f"sample_temperatures={self.sample_temperatures} must not be negative")
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers={','.join(self.trackers)} names one twice")
         if self.sample_prompt == "":
             raise ValueError("sample_prompt must hold at least one character, or be none")
         for name in ("num_steps", "eval_every", "save_every", "sample_every"):
@@ -67,6 +70,7 @@ FREE_ON_RESUME = frozenset(
         "sample_prompt",
         "sample_tokens",
         "sample_temperatures",
+        "trackers",
     )
 )
 
