@@ -4,6 +4,7 @@
   python launch.py --config.data.path=FILE                train on your own text
   python launch.py --job=sample --workdir=runs/a --prompt="ROMEO:"
   python launch.py --job=evaluate --workdir=runs/a
+  python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
   python launch.py --config=runs/a/config.json --workdir=runs/b   repeat run a
 
 Every field of a config can be set on the command line, such as --config.model.num_layers=8; a
@@ -25,9 +26,10 @@ _JOBS = "\n".join(f"{name}: {does}" for name, does in jobs.JOBS.items())
 _FLAGS = [
     flags.DEFINE_string("job", "train", f"What to do. {_JOBS}"),
     flags.DEFINE_string("config", None, "A .py file with get_config(), or a run's config.json."),
-    flags.DEFINE_string("workdir", None, "The folder of the run."),
+    flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
     flags.DEFINE_string("checkpoint", "newest", "evaluate, sample: newest or best."),
-    flags.DEFINE_string("output", "text", "evaluate: text or json."),
+    flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
+    flags.DEFINE_string("output", "text", "compare, evaluate: text or json."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
     flags.DEFINE_integer("num_tokens", 300, "sample: how many tokens to write.", lower_bound=1),
     flags.DEFINE_integer("num_samples", 1, "sample: how many texts.", lower_bound=1),

@@ -15,8 +15,15 @@ _COLOURS = {
     "#010205": "var(--grid)",
     "#010206": "var(--first)",
     "#010207": "var(--second)",
+    "#010208": "var(--third)",
+    "#010209": "var(--fourth)",
+    "#01020a": "var(--fifth)",
+    "#01020b": "var(--sixth)",
+    "#01020c": "var(--seventh)",
+    "#01020d": "var(--eighth)",
 }
-_TEXT, _MUTED, _GRID, FIRST, SECOND = _COLOURS
+_TEXT, _MUTED, _GRID, *LINE_COLOURS = _COLOURS
+FIRST, SECOND = LINE_COLOURS[:2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Curve:
 
     smooth: draw the values faintly, and over them their running average.
     points: mark each value, for series of few.
+    dashed: for a line of a colour that another has.
     """
 
     label: str
@@ -33,6 +41,7 @@ class Curve:
     colour: str = FIRST
     smooth: bool = False
     points: bool = False
+    dashed: bool = False
 
 
 def chart(
@@ -45,6 +54,7 @@ def chart(
     size: tuple[float, float] = (9.0, 3.6),
     log_y: bool = False,
     crop_start: bool = False,
+    legend: bool = True,
 ) -> str:
     """An `<svg>` element with text as text, readable by a screen reader through its title.
 
@@ -53,6 +63,7 @@ def chart(
       size: width and height in inches; the page scales it.
       log_y: logarithmic y axis.
       crop_start: end the y axis below the first, much greater values of a falling curve.
+      legend: name the curves inside the chart, where there are several.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -77,7 +88,7 @@ def chart(
         figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
         # Margins by hand: a layout engine draws everything twice.
-        left, right, bottom, top = 0.72, 0.1, 0.46, 0.3  # inches
+        left, right, bottom, top = 0.72, 0.24, 0.46, 0.3  # inches
         width, height = size[0] - left - right, size[1] - bottom - top
         axes = figure.add_axes(
             (left / size[0], bottom / size[1], width / size[0], height / size[1])
@@ -101,7 +112,7 @@ def chart(
         axes.set_xlim(0, last * 1.02 if last else 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-        if len(curves) > 1:
+        if legend and len(curves) > 1:
             axes.legend(frameon=False, loc="upper right", ncols=len(curves))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -124,17 +135,26 @@ def running_average(y: np.ndarray, window: int) -> np.ndarray:
     return np.where(count > 0, mean, np.nan)
 
 
+def smoothed(y: Sequence[float]) -> np.ndarray:
+    """The running average that shows where a noisy series goes; few values are left as they are."""
+    y = np.asarray(y, np.float64)
+    return running_average(y, max(5, len(y) // 40 * 2 + 1)) if len(y) >= 40 else y
+
+
 def cropped_limits(curves: list[Curve]) -> tuple[float, float]:
     """y limits that hold all but the steepest start of falling curves.
 
-    The top is the greatest value after the first twentieth of the steps, or the greatest of all
+    The top is the greatest value after the first twentieth of each curve, or the greatest of all
     where that is no more than half as high again above the bottom.
     """
-    x = np.concatenate([np.asarray(curve.x, float) for curve in curves])
-    y = np.concatenate([np.asarray(curve.y, float) for curve in curves])
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    low, high = y.min(), y.max()
-    later = y[x >= x.max() / 20].max()
+    values, later_values = [], []
+    for curve in curves:
+        x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
+        x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+        values.append(y)
+        later_values.append(y[x >= x.max(initial=0) / 20])
+    low, high = np.concatenate(values).min(), np.concatenate(values).max()
+    later = np.concatenate(later_values).max()
     if high - low > 1.5 * (later - low) and later > low:
         high = later
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
@@ -144,12 +164,12 @@ def cropped_limits(curves: list[Curve]) -> tuple[float, float]:
 def _draw(axes, curve: Curve) -> None:
     x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
     marks = {"marker": "o", "markersize": 4} if curve.points or len(x) == 1 else {}
+    line = {"color": curve.colour, "linestyle": "--" if curve.dashed else "-"}
     if curve.smooth and len(x) >= 40:
         axes.plot(x, y, color=curve.colour, alpha=0.28, linewidth=0.9)
-        smooth = running_average(y, max(5, len(x) // 40 * 2 + 1))
-        axes.plot(x, smooth, color=curve.colour, linewidth=1.8, label=curve.label)
+        axes.plot(x, smoothed(y), linewidth=1.8, label=curve.label, **line)
     else:
-        axes.plot(x, y, color=curve.colour, linewidth=1.8, label=curve.label, **marks)
+        axes.plot(x, y, linewidth=1.8, label=curve.label, **line, **marks)
 
 
 def _readable_log_ticks(axes) -> None:
@@ -168,6 +188,11 @@ def _tick(value: float, _=None) -> str:
         if abs(value) >= least:
             return f"{value / size:.6g}{unit}"
     return f"{value:.6g}"
+
+
+def css_colour(colour: str) -> str:
+    """What a page calls a colour of `LINE_COLOURS`: "var(--first)"."""
+    return _COLOURS[colour]
 
 
 def _for_page(svg: str, name: str, title: str) -> str:

@@ -6,9 +6,13 @@ from typing import Any
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --card: #f6f7f9; --text: #1b1f24;
-  --muted: #5c6570; --grid: #e1e5ea; --first: #2468b4; --second: #c2570c; --notice: #fff4db; }
+  --muted: #5c6570; --grid: #e1e5ea; --notice: #fff4db;
+  --first: #2468b4; --second: #c2570c; --third: #2e7d4f; --fourth: #7b4bb3;
+  --fifth: #b8325e; --sixth: #0e7c86; --seventh: #8a6d00; --eighth: #6b7280; }
 @media (prefers-color-scheme: dark) { :root { --page: #14171b; --card: #1d2126; --text: #e6e9ed;
-  --muted: #9aa4b0; --grid: #323941; --first: #74aef0; --second: #f59b57; --notice: #3b3118; } }
+  --muted: #9aa4b0; --grid: #323941; --notice: #3b3118;
+  --first: #74aef0; --second: #f59b57; --third: #6cc48d; --fourth: #b794f0;
+  --fifth: #f07fa3; --sixth: #55c3cf; --seventh: #d6b84a; --eighth: #aab3bf; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -34,6 +38,10 @@ figcaption { color: var(--muted); font-size: 13px; margin: 4px 0 0; }
 .charts .last-odd { grid-column: 1 / -1; max-width: 66%; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 12px; font-size: 14px; }
+.legend i { display: inline-block; width: 22px; border-top: 3px solid; margin-right: 7px;
+  vertical-align: middle; }
+.scroll { overflow-x: auto; }
 .cards { columns: 3 280px; column-gap: 12px; }
 .cards .card { break-inside: avoid; margin: 0 0 12px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
@@ -98,6 +106,16 @@ def columns(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     lines = ["<tr>" + "".join(f"<td>{escape(v)}</td>" for v in row) + "</tr>" for row in rows]
     return f'<table class="columns"><tr>{head}</tr>{"".join(lines)}</table>'
+
+
+def legend(items: Iterable[tuple[str, str, bool]]) -> str:
+    """The lines of charts by name: (label, CSS colour, dashed) each."""
+    keys = [
+        f'<span><i style="border-color: {escape(colour)}; border-top-style: '
+        f'{"dashed" if dashed else "solid"}"></i>{escape(label)}</span>'
+        for label, colour, dashed in items
+    ]
+    return f'<div class="legend">{"".join(keys)}</div>'
 
 
 def card(title: str, content: str, style: str = "card") -> str:
