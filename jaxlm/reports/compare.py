@@ -202,14 +202,22 @@ def _print_rich(
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    if not left:
+        columns = zip(titles, *rows, strict=True)
+        widths = [max(map(len, [*title.split(), *column])) for title, *column in columns]
+        fits = sum(widths) + 2 * len(widths) <= console.width
+        titles = [title.replace(" ", "\n") for title in titles] if fits else titles
+    lines = [[Text(title) for title in titles]]
+    lines += [[Text(c, "bold" if i == best else "") for c in row] for i, row in enumerate(rows)]
+    if not left and not fits:
+        lines = list(zip(*lines, strict=True))  # a column for each run
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, title in enumerate(titles):
-        justify = "left" if left or i == 0 else "right"
-        word = max(map(len, title.split()))
-        table.add_column(Text(title), justify=justify, overflow="fold", min_width=word)
-    for i, row in enumerate(rows):
-        table.add_row(*map(Text, row), style="bold" if i == best else None)
-    Console().print(table)
+    for i, title in enumerate(lines[0]):
+        table.add_column(title, justify="left" if left or i == 0 else "right", overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*line)
+    console.print(table)
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:
