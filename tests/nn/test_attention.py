@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from oracles import attention_loops
 
 from jaxlm.nn.attention import attend, attention_mask, attention_weights, masked_softmax
 
 B, S, H, Dh = 2, 6, 4, 4
-PLAIN = jax.jit(attend)
-PULL = jax.jit(jax.grad(lambda q, k, v: attend(q, k, v)[:, :4].sum(), argnums=(0, 1, 2)))
+PLAIN = quick_jit(attend)
+PULL = quick_jit(jax.grad(lambda q, k, v: attend(q, k, v)[:, :4].sum(), argnums=(0, 1, 2)))
 SEGMENTS = np.array([[1, 1, 2, 2, 2, 0], [5, 5, 5, 5, 3, 3]])
 
 
@@ -55,7 +56,7 @@ GROUPS = [(name, 2) for name in CASES] + [("plain", 4), ("plain", 1), ("all", 4)
 def test_attend_is_its_definition(name, num_kv_heads):
     q, k, v = inputs(num_kv_heads)
 
-    @jax.jit
+    @quick_jit
     def both(q, k, v):
         return attend(q, k, v, **CASES[name]), attention_weights(q, k, **CASES[name])
 
@@ -96,7 +97,7 @@ def test_a_row_with_nothing_to_attend_to_is_zero_in_value_and_gradient():
         out = attend(q, k, v, causal=False, **EMPTY)
         return jnp.sum(jnp.sin(out) * keep[..., None, None]), out
 
-    grad = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
+    grad = quick_jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
     (dq, dk, dv), out = grad(q, k, v, np.ones((B, S)))
     assert all(np.isfinite(x).all() for x in (out, dq, dk, dv))
     np.testing.assert_array_equal(out[empty], 0)
@@ -152,7 +153,7 @@ def test_the_gradient_is_that_of_the_definition():
     options = {"softcap": 2.0, "window": 3}
     direction = [np.random.default_rng(1).normal(size=x.shape) for x in (q, k, v)]
     squares = jax.grad(lambda *x: jnp.sum(attend(*x, **options) ** 2), argnums=(0, 1, 2))
-    grads = jax.jit(squares)(q, k, v)
+    grads = quick_jit(squares)(q, k, v)
     slope = sum(
         (np.asarray(g, np.float64) * d).sum() for g, d in zip(grads, direction, strict=True)
     )
@@ -167,5 +168,5 @@ def test_the_gradient_is_that_of_the_definition():
 
 def test_attend_compiles_and_maps_over_a_batch_of_batches():
     q, k, v = (np.stack([x, 2 * x]) for x in inputs(2))
-    mapped = jax.jit(jax.vmap(functools.partial(attend, window=3)))(q, k, v)
+    mapped = quick_jit(jax.vmap(functools.partial(attend, window=3)))(q, k, v)
     np.testing.assert_allclose(mapped[1], attend(q[1], k[1], v[1], window=3), atol=1e-6)

@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 
 from jaxlm.nn.dropout import dropout
 
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(200, 100)) + 2, jnp.float32)
-DROPPED = jax.jit(dropout)
+DROPPED = quick_jit(dropout)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -38,7 +39,7 @@ def test_the_key_decides_what_is_dropped():
 def test_the_rate_is_traced_and_one_program_serves_all():
     traces = []
 
-    @jax.jit
+    @quick_jit
     def counted(x, rate, key):
         traces.append(rate)
         return dropout(x, rate, key)

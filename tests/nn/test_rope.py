@@ -1,9 +1,9 @@
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 
 from jaxlm.nn.rope import apply_rope, rope_angles
 
@@ -23,7 +23,7 @@ def rotate_oracle(x, positions, theta, layout):
     return y
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(quick_jit, static_argnums=(2, 3))
 def rotated(x, positions, layout, theta=10_000.0):
     cos, sin = rope_angles(positions, x.shape[-1], theta)
     return apply_rope(jnp.asarray(x, jnp.float32), cos, sin, layout)
