@@ -25,8 +25,8 @@ p { margin: 0 0 12px; }
 .notice { background: var(--notice); padding: 10px 14px; border-radius: 8px; margin: 16px 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(145px, 1fr)); gap: 12px;
   margin: 24px 0; }
-.tile, .card { background: var(--card); border-radius: 10px; padding: 14px 16px; }
-.tile .value { font-size: 25px; font-weight: 650; line-height: 1.2;
+.tile, .card { background: var(--card); border-radius: 10px; padding: 14px 15px; }
+.tile .value { font-size: 21px; font-weight: 650; line-height: 1.3; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 .tile .label, .tile .detail { color: var(--muted); font-size: 13px; }
 .tile.main .value { color: var(--second); }
