@@ -31,13 +31,17 @@ _FLAGS = [
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
     flags.DEFINE_string("output", "text", "compare, evaluate: text or json."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
-    flags.DEFINE_integer("num_tokens", 300, "sample: how many tokens to write.", lower_bound=1),
+    flags.DEFINE_integer(
+        "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20
+    ),
     flags.DEFINE_integer("num_samples", 1, "sample: how many texts.", lower_bound=1),
     flags.DEFINE_float("temperature", 0.8, "sample: 0 takes the likeliest token.", lower_bound=0),
     flags.DEFINE_integer("top_k", None, "sample: only the k likeliest tokens.", lower_bound=1),
     flags.DEFINE_float("top_p", None, "sample: only the likeliest with this joint probability."),
     flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
-    flags.DEFINE_integer("seed", 0, "sample: of the random draws.", lower_bound=0),
+    flags.DEFINE_integer(
+        "seed", 0, "sample: of the random draws.", lower_bound=0, upper_bound=2**31 - 1
+    ),
 ]
 
 
@@ -74,6 +78,9 @@ def main(overrides: dict[str, str]) -> int:
         known = ", ".join(jobs.JOBS)
         near = nearest(args.job, list(jobs.JOBS))
         raise ConfigError(f"--job={args.job}: no such job{near} (jobs: {known})")
+    for name in ("config", "workdir"):
+        if args[name].value == "":
+            raise ConfigError(f"--{name}=: expected a path; leave the flag out for the default")
     default = str(ROOT / "configs" / "plays.py")
     launch = jobs.Launch(args.config, overrides, args.workdir, default, args)
     return jobs.run(args.job, launch)
@@ -86,6 +93,9 @@ def guarded(step, *args):
     except ConfigError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before or after training, which has a handler of its own
+        print("launch.py: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import importlib.util
 import pathlib
 from typing import Any
 
-from jaxlm.core.config import ConfigError, apply_overrides
+from jaxlm.core.config import ConfigError, apply_overrides, from_dict, to_dict
 from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
 from jaxlm.train.config import RunConfig
@@ -35,11 +35,12 @@ def read_config(path: str | pathlib.Path) -> Any:
         config = module.get_config()
     except ConfigError:
         raise
-    except Exception as error:
-        raise ConfigError(f"{flag}: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{flag}: {what}") from None
     if not isinstance(config, RunConfig):
         raise ConfigError(f"{flag}: get_config() gave a {type(config).__name__}, not a RunConfig")
-    return config
+    return from_dict(RunConfig, to_dict(config), flag)  # a dataclass does not check its types
 
 
 def launch_config(launch: Launch) -> tuple[RunConfig, str]:
