@@ -7,7 +7,14 @@ from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.recorder import EVAL_TOKENS
-from jaxlm.jobs.setup import check_choice, open_run, prepare_data, require_workdir
+from jaxlm.jobs.setup import (
+    check_choice,
+    check_corpus,
+    finite_or_none,
+    open_run,
+    prepare_data,
+    require_workdir,
+)
 
 
 def main(launch: Launch) -> int:
@@ -17,6 +24,7 @@ def main(launch: Launch) -> int:
     compile_cache.enable()
     run = open_run(folder, launch.flags.checkpoint)
     data = prepare_data(run.cfg, run.tokenizer)
+    check_corpus(run.cfg, data.corpus, run.corpus, run.checkpoint)
     S = run.cfg.model.context_length
     evaluate = make_evaluator(run.model, token_bytes=run.tokenizer.token_bytes)
     result = evaluate(
@@ -29,7 +37,7 @@ def main(launch: Launch) -> int:
         ),
     )
     if launch.flags.output == "json":
-        print(json.dumps({"step": run.step, **result}))
+        print(json.dumps({"step": run.step, **finite_or_none(result)}))
     else:
         print(
             f"step {run.step}: loss {result['loss']:.4f} nats a token, perplexity "

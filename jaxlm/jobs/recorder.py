@@ -26,7 +26,13 @@ from jaxlm.decode.generate import make_generator
 from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
 from jaxlm.io.trackers import Trackers
-from jaxlm.jobs.setup import Data, decoding_model, max_positions, model_weights
+from jaxlm.jobs.setup import (
+    Data,
+    decoding_model,
+    finite_or_none,
+    max_positions,
+    model_weights,
+)
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.progress import make_progress
@@ -61,7 +67,7 @@ class Recorder:
         self.started = started
         self.signal: signal.Signals | None = None
         self.validation: dict[str, float] = {}
-        self._num_skipped = 0
+        self._num_skipped = num_skipped(folder)
         self._speeds: list[float] = []
         self._compiled = compile_cache.counts()
         self._saved_step = start if start else None
@@ -148,7 +154,7 @@ class Recorder:
             "step": self._step,
             "num_params": num_params,
             "tokens_seen": self._step * cfg.data.batch_size * cfg.model.context_length,
-            **{f"val_{name}": value for name, value in self.validation.items()},
+            **{f"val_{name}": value for name, value in finite_or_none(self.validation).items()},
             "best_step": best.get("step"),
             "best_val_loss": best.get("loss"),
             "num_skipped": self._num_skipped,
@@ -256,6 +262,12 @@ class Recorder:
             raise SystemExit(128 + number)
         self.signal = signal.Signals(number)
         self._progress.note(f"{self.signal.name}: finishing the step and saving")
+
+
+def num_skipped(folder: pathlib.Path) -> int:
+    """How many steps so far were not finite, by the log: each of them has its record there."""
+    path = folder / METRICS_FILE
+    return sum("finite" in record for record in metric_log.read(path)) if path.exists() else 0
 
 
 def sample_request(cfg: RunConfig, data: Data) -> tuple[np.ndarray, int]:

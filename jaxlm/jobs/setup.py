@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -93,13 +94,19 @@ _merge = jax.jit(lora.merge, static_argnames="scaling")
 
 
 class TrainedRun(NamedTuple):
-    """A run's folder, opened for reading. params: of the whole model, adapters merged."""
+    """A run's folder, opened for reading.
+
+    params: of the whole model, adapters merged. checkpoint: where they come from.
+    corpus: fingerprint of the text they were trained on.
+    """
 
     cfg: RunConfig
     tokenizer: Tokenizer
     model: LanguageModel
     params: Any
     step: int
+    checkpoint: pathlib.Path
+    corpus: str
 
 
 def require_workdir(launch: Launch, job: str) -> pathlib.Path:
@@ -140,7 +147,9 @@ def open_run(workdir: pathlib.Path, which: str = "newest", flag: str = "--workdi
     abstract = params_lib.abstract_params(trained_specs(cfg, model))
     params = checkpoints.restore(path, abstract, part="params")
     params = model_weights(cfg, params, restore_frozen(workdir, manifest, model))
-    return TrainedRun(cfg, tokenizer, model, params, manifest["step"])
+    return TrainedRun(
+        cfg, tokenizer, model, params, manifest["step"], path, manifest["extra"]["corpus"]
+    )
 
 
 def restore_frozen(workdir: pathlib.Path, manifest: dict, model: LanguageModel) -> Params:
@@ -159,3 +168,17 @@ def check_tokenizer(manifest: dict, tokenizer: Tokenizer, path: pathlib.Path) ->
             f"{path}: trained with the tokenizer {str(trained_with)[:12]}, but {TOKENIZER_FILE} "
             f"is {tokenizer.fingerprint[:12]}; put back the run's own {TOKENIZER_FILE}"
         )
+
+
+def check_corpus(cfg: RunConfig, corpus: Corpus, trained_on: str, path: pathlib.Path) -> None:
+    """Raises ConfigError unless the text is the one that the checkpoint was trained on."""
+    if trained_on != corpus.fingerprint:
+        raise ConfigError(
+            f"{FLAG}data.path={cfg.data.path}: the text has changed since {path} was trained; "
+            "put it back, or start a new run with --config.train.init_from"
+        )
+
+
+def finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` for JSON, which has neither NaN nor infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -31,6 +31,7 @@ from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Data,
     TrainedRun,
+    check_corpus,
     check_tokenizer,
     open_run,
     prepare_data,
@@ -149,11 +150,7 @@ def check_resumable(
 ) -> None:
     """Raises ConfigError unless a run of this config and text can go on from the checkpoint."""
     check_tokenizer(manifest, data.tokenizer, path)
-    if manifest["extra"].get("corpus") != data.corpus.fingerprint:
-        raise ConfigError(
-            f"{FLAG}data.path={cfg.data.path}: the text has changed since {path} was trained; "
-            "put it back, or start a new run with --config.train.init_from"
-        )
+    check_corpus(cfg, data.corpus, manifest["extra"]["corpus"], path)
     if manifest["step"] > cfg.train.num_steps:
         raise ConfigError(
             f"{FLAG}train.num_steps={cfg.train.num_steps}: the run is already at step "
@@ -163,6 +160,8 @@ def check_resumable(
 
 def result_line(summary: dict[str, Any]) -> str:
     """One line with what a run came to."""
+    if summary["val_loss"] is None:
+        return f"step {summary['step']}, validation loss not finite"
     return (
         f"step {summary['step']}, validation loss {summary['val_loss']:.4f} nats a token, "
         f"perplexity {summary['val_perplexity']:.2f}, "
