@@ -25,6 +25,7 @@ def get_config() -> RunConfig:
             norm_placement="none",
             head_bias=True,
             output_init=0.0,
+            scan_unroll=4,
         ),
         data=DataConfig(batch_size=8),
         optim=OptimConfig(

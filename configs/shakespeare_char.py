@@ -22,6 +22,7 @@ def get_config() -> RunConfig:
             num_heads=4,
             activation="relu_squared",
             output_init=0.0,
+            scan_unroll=4,
         ),
         data=DataConfig(batch_size=12),
         optim=OptimConfig(

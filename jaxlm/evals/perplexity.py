@@ -10,7 +10,7 @@ from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
 from jaxlm.core.metrics import Mean
 from jaxlm.models.api import LanguageModel
-from jaxlm.objectives.next_token import cross_entropy, token_metrics
+from jaxlm.nn.cross_entropy import cross_entropy, token_metrics
 
 
 def make_evaluator(

@@ -43,12 +43,9 @@ def masked_softmax(scores: Array, mask: Array) -> Array:
     A row with nothing to attend to is all zero, in value and in gradient.
     scores: f32[..., T]; mask: bool, broadcastable to it.
     """
-    scores = jnp.where(mask, scores, -jnp.inf)
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    # In an empty row top is -inf, and -inf - -inf would be NaN; any finite number will do there.
-    weights = jnp.exp(scores - jnp.maximum(top, jnp.finfo(scores.dtype).min))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    return weights / jnp.where(total == 0, 1.0, total)
+    lowest = jnp.finfo(scores.dtype).min  # finite: -inf minus -inf would be NaN in an empty row
+    weights = jax.nn.softmax(jnp.where(mask, scores, lowest), axis=-1)
+    return jnp.where(mask, weights, 0)
 
 
 def attention_weights(
@@ -66,9 +63,11 @@ def attention_weights(
     """The attention map, f32[B, H, S, T]; arguments as for `attend`."""
     B, S, H, Dh = q.shape
     T, K = k.shape[1:3]
-    q = q.reshape(B, S, K, H // K, Dh)
-    scores = jnp.einsum("bskge,btke->bkgst", q, k, preferred_element_type=jnp.float32)
-    scores = scores * Dh**-0.5
+    # The query heads of a group are rows of one product with the key head that they share.
+    rows = jnp.swapaxes(q, 1, 2).reshape(B, K, H // K * S, Dh)
+    keys = jnp.swapaxes(k, 1, 2)
+    scores = jnp.einsum("bkre,bkte->bkrt", rows, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(B, H, S, T) * Dh**-0.5
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     mask = attention_mask(
@@ -79,8 +78,7 @@ def attention_weights(
         q_segments=q_segments,
         kv_segments=kv_segments,
     )
-    mask = mask if mask.ndim == 2 else mask[:, None, None]
-    return masked_softmax(scores, mask).reshape(B, H, S, T)
+    return masked_softmax(scores, mask if mask.ndim == 2 else mask[:, None])
 
 
 def attend(
@@ -121,6 +119,7 @@ def attend(
     )
     B, H, S, T = weights.shape
     K, Dh = v.shape[2:]
-    weights = weights.reshape(B, K, H // K, S, T).astype(v.dtype)
-    out = jnp.einsum("bkgst,btke->bskge", weights, v, preferred_element_type=jnp.float32)
-    return out.reshape(B, S, H, Dh).astype(v.dtype)
+    rows = weights.reshape(B, K, H // K * S, T).astype(v.dtype)
+    values = jnp.swapaxes(v, 1, 2)
+    out = jnp.einsum("bkrt,bkte->bkre", rows, values, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(out.reshape(B, H, S, Dh), 1, 2).astype(v.dtype)

@@ -3,12 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.core.arrays import Array
-from jaxlm.core.metrics import Mean
+from jaxlm.nn.cross_entropy import cross_entropy, token_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,21 +26,6 @@ class LossConfig:
 def hyper_values(cfg: LossConfig) -> dict[str, float]:
     """The numbers of `cfg` that are in use, to be traced."""
     return {name: value for name, value in dataclasses.asdict(cfg).items() if value}
-
-
-def cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
-    """Negative log-likelihood of each target, in nats.
-
-    Args:
-      logits: [..., V], taken to float32; survives large values (log-sum-exp form).
-      targets: i32[...], ids in [0, V).
-    Returns:
-      nll f32[...] and log_z f32[...], the log of the softmax denominator.
-    """
-    logits = logits.astype(jnp.float32)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return log_z - picked, log_z
 
 
 def make_loss_fn(model, *, token_bytes: np.ndarray) -> Callable:
@@ -79,13 +62,3 @@ def make_loss_fn(model, *, token_bytes: np.ndarray) -> Callable:
         return jnp.sum(objective * batch.weights), (token_metrics(nll, batch, token_bytes), carry)
 
     return loss_fn
-
-
-def token_metrics(nll: Array, batch, token_bytes: np.ndarray) -> dict[str, Mean]:
-    """Mean nats a token ("loss") and mean bits a byte ("bits_per_byte") of nll f32[B, S]."""
-    total = jnp.sum(nll * batch.weights)
-    num_bytes = jnp.sum(jnp.asarray(token_bytes, jnp.float32)[batch.targets] * batch.weights)
-    return {
-        "loss": Mean(total, jnp.sum(batch.weights)),
-        "bits_per_byte": Mean(total / np.log(2), num_bytes),
-    }
