@@ -89,7 +89,9 @@ def _describe(declared: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         return " or ".join("none" if a is types.NoneType else _describe(a) for a in args)
     if origin is tuple:
-        return f"{_describe(args[0])}s joined by commas"
+        if typing.get_origin(args[0]) is typing.Literal:
+            return f"{_describe(args[0])}, several joined by commas"
+        return f"{_describe(args[0])} values joined by commas"
     return {bool: "true or false", int: "int", float: "float", str: "text"}.get(
         declared, str(declared)
     )
