@@ -60,6 +60,8 @@ def parse(argv: list[str]) -> dict[str, str]:
             rest.append(arg)
     try:
         unused = flags.FLAGS(rest)[1:]
+    except SystemExit:  # --help was answered; absl counts that as an error
+        sys.exit(0)
     except flags.UnrecognizedFlagError as error:
         near = nearest(error.flagname, [flag.name for flag in _FLAGS])
         raise ConfigError(f"--{error.flagname}: no such flag{near}; see --help") from None
