@@ -91,7 +91,7 @@ def _describe(declared: Any) -> str:
     if origin is tuple:
         if typing.get_origin(args[0]) is typing.Literal:
             return f"{_describe(args[0])}, several joined by commas"
-        return f"{_describe(args[0])} values joined by commas"
+        return f"{_describe(args[0])}s joined by commas"
     return {bool: "true or false", int: "int", float: "float", str: "text"}.get(
         declared, str(declared)
     )
