@@ -9,6 +9,7 @@ the classes of a state, and one part of it can be restored alone.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -46,9 +47,23 @@ def preload() -> Any:
     """Imports Orbax, some 0.4 s; a program may call this from a thread while it does other work."""
     import orbax.checkpoint
 
-    # Every error Orbax logs, with traceback, it also raises, and is one line of ours then.
-    logging.getLogger("absl").addFilter(_not_an_orbax_error)
+    _quieten_orbax()
     return orbax.checkpoint
+
+
+@functools.cache
+def _quieten_orbax() -> None:
+    """Every error Orbax prints, with traceback, it also raises, and is one line of ours then."""
+    logging.getLogger("absl").addFilter(_not_an_orbax_error)
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        # Of the writes beside a failed one, which end when nobody waits for them any more.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def _not_an_orbax_error(record: logging.LogRecord) -> bool:
