@@ -41,7 +41,7 @@ def get_config():
         ),
     )
 """
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 CLOCKS = {
     "seconds", "peak_memory_bytes", "tokens_per_s", "flops_per_s", "mfu", "mfu_causal",
 }  # fmt: skip

@@ -206,7 +206,7 @@ RUNS = {
         ["tokenizer"],
     ),
     "a tokenizer with another letter": (
-        lambda folder: edit(folder / "tokenizer.json", 'tu"', 'tz"'),
+        lambda folder: edit(folder / "tokenizer.json", 'st"', 'sz"'),
         [],
         ["tokenizer.json", "changed since it was saved"],
     ),

@@ -65,7 +65,7 @@ def kill_when(process, condition, delay_s=0.0) -> bool:
         if process.poll() is not None:
             return False
         assert time.monotonic() < deadline, "the run does not get on"
-        time.sleep(0.001)
+        time.sleep(0.003)
     time.sleep(delay_s)
     process.send_signal(signal.SIGKILL)
     process.communicate()
