@@ -51,8 +51,8 @@ def test_damaged_weights_are_written_again(tmp_path):
 
 
 def damage(folder):
-    """Flips one bit of the largest file."""
-    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    """Flips one bit of a file that holds values."""
+    path = max(folder.glob("**/d/*"), key=lambda p: p.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

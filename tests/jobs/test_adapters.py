@@ -17,6 +17,10 @@ from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import checkpoints, frozen
 from jaxlm.jobs import setup, train
 from jaxlm.jobs.setup import open_run
+from jaxlm.models import lora, transformer
+from jaxlm.models.lora import LoraConfig
+from jaxlm.models.transformer import TransformerConfig
+from jaxlm.train.config import RunConfig
 from jaxlm.train.state import TrainState
 
 ADAPTERS = ("--config.lora.rank=4", "--config.lora.targets=all", "--config.optim.peak_lr=0.03")
@@ -179,6 +183,38 @@ def test_a_text_with_characters_the_base_does_not_know_is_refused(launch, finish
     outcome = launch(*adapt(finished, tmp_path / "greek.txt", tmp_path / "run"))
     assert_refused(outcome, "does not know 1 of the characters", "'λ'")
     assert not (tmp_path / "run").exists()
+
+
+def test_adapters_can_be_put_on_an_adapted_model(launch, adapted, other_text, tmp_path):
+    fewer = [f"--config.train.{name}=8" for name in ("num_steps", "eval_every", "save_every")]
+    outcome = launch(*adapt(adapted[0], other_text, tmp_path / "run", *fewer))
+    assert outcome.code == 0, outcome.err
+    (kept,) = (tmp_path / "run" / frozen.FOLDER).iterdir()
+    assert kept.name == frozen.fingerprint(open_run(adapted[0]).params)
+
+
+def test_flops_are_those_xla_counts():
+    """A matrix without adapters takes no gradient: counting it would be 40 % too much here.
+
+    XLA does not count the sums towards the embedding, which take no gradient either, and counts
+    pointwise work: 1 % less in all.
+    """
+    model_cfg = TransformerConfig(
+        vocab_size=64, context_length=16, num_layers=4, scan_unroll=4, d_model=64, num_heads=2,
+        activation="relu",
+    )  # fmt: skip
+    cfg = RunConfig(model=model_cfg, lora=LoraConfig(rank=1, targets=("wq", "wv")))
+    model = transformer.build(model_cfg)
+
+    def loss(adapters, base, tokens):
+        weights = lora.attach(base, adapters, {"lora_alpha": 1.0}, cfg.lora.scaling)
+        return jnp.sum(jnp.square(model.forward(weights, tokens)))
+
+    adapters, base = map(params_lib.abstract_params, (setup.trained_specs(cfg, model), model.specs))
+    tokens = jax.ShapeDtypeStruct((32, 16), jnp.int32)
+    compiled = jax.jit(jax.grad(loss)).lower(adapters, base, tokens).compile()
+    counted = compiled.cost_analysis()["flops"]
+    assert counted == pytest.approx(32 * 16 * train.flops_per_token(cfg, model).full, rel=0.03)
 
 
 def test_the_step_overwrites_all_of_a_state_but_its_frozen_part():

@@ -264,19 +264,17 @@ def test_the_scale_follows_a_traced_alpha_and_rank(scaling, want):
 
 
 def test_the_sum_is_made_before_it_is_rounded():
-    """In bfloat16 alone 1 + 2^-10 would be 1 each time; here the whole sum is rounded once."""
+    """1 + 2^-8 is 1 in bfloat16, whose next number is 1 + 2^-7; with 2^-9 more it is that one."""
     weight = AdaptedWeight(
-        base=jnp.float32([[1.0, 1.0]]),
-        a=jnp.float32([[2**-10 + 2**-8]]),
-        b=jnp.float32([[1.0, 1.6]]),
-        scale=jnp.float32(1.0),
+        base=jnp.float32([[1 + 2**-8]]),
+        a=jnp.float32([[2**-9]]),
+        b=jnp.float32([[0.5]]),
+        scale=jnp.float32(2.0),
     )
     got = jnp.asarray(weight.astype("bfloat16"))
-    want = (np.float32(1) + np.float32([[1.0, 1.6]]) * np.float32(2**-10 + 2**-8)).astype(
-        jnp.bfloat16
-    )
     assert got.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(got), want)
+    np.testing.assert_array_equal(np.float32(got), [[1 + 2**-7]])
+    assert jnp.asarray(weight).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
