@@ -185,6 +185,20 @@ def test_a_text_with_characters_the_base_does_not_know_is_refused(launch, finish
     assert not (tmp_path / "run").exists()
 
 
+def test_both_scalings_are_trained_as_they_are_named(
+    launch, finished, adapted, other_text, tmp_path
+):
+    """16 / 4 = 8 / sqrt(4): the same losses, up to the rounding of two programs."""
+    scaling = ["--config.lora.scaling=alpha_over_sqrt_r", "--config.lora.alpha=8"]
+    args = adapt(finished, other_text, tmp_path / "run", *scaling)
+    assert launch(*args, crash=("_log_steps", 8, True)).code == "crash"
+    got, want = (
+        [r["loss"] for r in records(run / "metrics.jsonl") if r["split"] == "train"][:8]
+        for run in (tmp_path / "run", adapted[0])
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 def test_adapters_can_be_put_on_an_adapted_model(launch, adapted, other_text, tmp_path):
     fewer = [f"--config.train.{name}=8" for name in ("num_steps", "eval_every", "save_every")]
     outcome = launch(*adapt(adapted[0], other_text, tmp_path / "run", *fewer))
