@@ -124,7 +124,7 @@ def _convert(declared: Any, value: Any) -> Any:
                 pass
         raise ValueError
     if origin is tuple:
-        parts = ([p for p in value.split(",") if p] if isinstance(value, str) else value) or []
+        parts = [p for p in value.split(",") if p] if isinstance(value, str) else value
         return tuple(_convert(args[0], p.strip() if isinstance(p, str) else p) for p in parts)
     if declared is bool:
         if isinstance(value, bool):
@@ -137,7 +137,10 @@ def _convert(declared: Any, value: Any) -> Any:
             raise ValueError
         if declared is int and isinstance(value, float):
             raise ValueError
-        number = declared(value.replace("_", "") if isinstance(value, str) else value)
+        try:
+            number = declared(value.replace("_", "") if isinstance(value, str) else value)
+        except OverflowError:
+            raise ValueError from None
         if declared is float and not math.isfinite(number):
             raise ValueError
         return number

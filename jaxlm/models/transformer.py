@@ -21,6 +21,7 @@ from jaxlm.nn.attention import attend as plain_attend
 from jaxlm.nn.attention import attention_weights
 from jaxlm.nn.dropout import dropout as drop
 from jaxlm.nn.feedforward import ACTIVATIONS, feedforward, swiglu
+from jaxlm.nn.linear import add_bias
 from jaxlm.nn.norms import layer_norm, rms_norm
 from jaxlm.nn.positions import segment_positions, sinusoidal
 from jaxlm.nn.rope import apply_rope, rope_angles
@@ -200,8 +201,7 @@ def block(x, w, cfg, *, angles, attend, constrain, key=None, dropout=0.0):
     attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
 
     def project(h, name, bias):
-        y = jnp.einsum("bsd,dhe->bshe", h, w[name])
-        return y + w[bias].astype(y.dtype) if cfg.bias else y
+        return add_bias(jnp.einsum("bsd,dhe->bshe", h, w[name]), w.get(bias))
 
     def attention(h):
         q, k, v = project(h, "wq", "bq"), project(h, "wk", "bk"), project(h, "wv", "bv")
@@ -210,8 +210,7 @@ def block(x, w, cfg, *, angles, attend, constrain, key=None, dropout=0.0):
         if angles is not None:
             q, k = (apply_rope(y, *angles, cfg.rope_layout) for y in (q, k))
         out, extra = attend(q, k, v)
-        y = jnp.einsum("bshe,hed->bsd", out, w["wo"])
-        return (y + w["bo"].astype(y.dtype) if cfg.bias else y), extra
+        return add_bias(jnp.einsum("bshe,hed->bsd", out, w["wo"]), w.get("bo")), extra
 
     def mlp(h):
         if cfg.activation == "swiglu":
@@ -241,9 +240,9 @@ def _norm(x, w, name, cfg):
 
 
 def _in_compute_dtype(params: Params, cfg: TransformerConfig) -> Params:
-    """Matrices and tables in `cfg.dtype`; gains and biases stay float32."""
+    """Matrices in `cfg.dtype`; tables, gains and biases, whose gradients add up tokens, stay."""
     return trees.map_with_path(
-        lambda _, spec, w: w if spec.kind == "vector" else w.astype(cfg.dtype),
+        lambda _, spec, w: w.astype(cfg.dtype) if spec.kind == "matrix" else w,
         param_specs(cfg),
         params,
     )
@@ -254,8 +253,8 @@ def _embed(params, tokens, positions, cfg):
     if cfg.positions == "learned":
         x = x + params["positions"][positions]
     if cfg.positions == "sinusoidal":
-        x = x + sinusoidal(positions, cfg.d_model).astype(x.dtype)
-    return x
+        x = x + sinusoidal(positions, cfg.d_model)
+    return x.astype(cfg.dtype)
 
 
 def _angles(positions, cfg):
@@ -303,6 +302,11 @@ def hidden(
     Returns:
       [B, S, D] in cfg.dtype, after the final norm where there is one.
     """
+    if cfg.positions == "learned" and tokens.shape[1] > cfg.context_length:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens, but positions are learned up to "
+            f"context_length={cfg.context_length}"
+        )
     params = _in_compute_dtype(params, cfg)
     positions = jnp.arange(tokens.shape[1])
     if segment_ids is not None:
@@ -359,6 +363,8 @@ def extend(
     Returns:
       logits f32[B, S, V] after each of the tokens, and the cache with S more tokens a row.
     """
+    if not cfg.causal:
+        raise ValueError("causal=false: an encoder reads ahead, so it has no cached decoding")
     params = _in_compute_dtype(params, cfg)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])
     angles = _angles(positions, cfg)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array
+from jaxlm.nn.linear import add_bias
 
 
 def relu_squared(x: Array) -> Array:
@@ -36,10 +37,8 @@ def feedforward(
     b_down: Array | None = None,
 ) -> Array:
     """down(activation(up(x))): x [..., D], w_up [D, F], w_down [F, D] -> [..., D]."""
-    h = x @ w_up
-    h = activation(h if b_up is None else h + b_up.astype(h.dtype))
-    y = h @ w_down
-    return y if b_down is None else y + b_down.astype(y.dtype)
+    h = activation(add_bias(x @ w_up, b_up))
+    return add_bias(h @ w_down, b_down)
 
 
 def swiglu(x: Array, w_gate: Array, w_up: Array, w_down: Array) -> Array:

@@ -37,6 +37,8 @@ def make_train_step(
 
     def step(state, batch):
         key = jax.random.fold_in(state.key, state.step)
+        if axis_name is not None:  # each device drops out for itself
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
         def gradients(carry, part, part_key):
             return grad_fn(state.params, state.frozen, carry, state.hypers, part, part_key)

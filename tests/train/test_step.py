@@ -354,6 +354,5 @@ def test_uneven_shards_on_two_devices_equal_one_device(two_devices):
     assert two_devices in ("own", "shared")
 
 
-@pytest.mark.xfail(strict=True, reason="BUG train/step.py: devices under pmap share their dropout")
 def test_each_device_has_randomness_of_its_own(two_devices):
     assert two_devices == "own"
