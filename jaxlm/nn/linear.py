@@ -1,0 +1,12 @@
+"""What a product with a bias adds."""
+
+from jaxlm.core.arrays import Array
+
+
+def add_bias(y: Array, bias: Array | None) -> Array:
+    """y [..., D] plus a float32 bias [D], in the dtype of y; y itself with None.
+
+    The sum is made in float32, and so is the bias' gradient, which adds up every position: a sum in
+    bfloat16 stops growing after 256 equal terms.
+    """
+    return y if bias is None else (y + bias).astype(y.dtype)
