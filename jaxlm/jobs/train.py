@@ -1,11 +1,9 @@
 """--job=train: from text to a trained model, its checkpoints, metrics, samples and report."""
 
-import functools
 import pathlib
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,7 +48,7 @@ from jaxlm.tokenizers import load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.loop import run_loop
 from jaxlm.train.state import TrainState, init_state
-from jaxlm.train.step import make_train_step, scan_steps
+from jaxlm.train.step import compile_steps, make_train_step
 
 SCHEDULE_FILE = "schedule.json"
 PROVENANCE_FILE = "provenance.json"
@@ -217,27 +215,6 @@ def flops_per_token(cfg: RunConfig, model: LanguageModel) -> flops.TrainFlops:
     return flops.TrainFlops(full=cost.full - left_out, causal=cost.causal - left_out)
 
 
-def compile_run(step: Callable) -> Callable:
-    """`scan_steps(step)`, compiled; it overwrites the state given, all but the frozen part.
-
-    What is frozen is an argument of the program and none of its results: no copy is made.
-    """
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def run(moving, frozen, batches):
-        def without_frozen(moving, batch):
-            state, metrics = step(moving.replace(frozen=frozen), batch)
-            return state.replace(frozen={}), metrics
-
-        return scan_steps(without_frozen)(moving, batches)
-
-    def run_state(state, batches):
-        moving, metrics = run(state.replace(frozen={}), state.frozen, batches)
-        return moving.replace(frozen=state.frozen), metrics
-
-    return run_state
-
-
 def _train(
     cfg: RunConfig,
     folder: pathlib.Path,
@@ -295,7 +272,7 @@ def _train(
     with Recorder(cfg, folder, data, model, hypers, start, started) as recorder:
         recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
         state = run_loop(
-            compile_run(step),
+            compile_steps(step),
             state,
             batch,
             start=start,

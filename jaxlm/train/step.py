@@ -1,5 +1,6 @@
 """One training step, a pure function of (state, batch) for any loss given as sums."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -94,3 +95,24 @@ def scan_steps(step: Callable) -> Callable:
         return jax.lax.scan(step, state, batches)
 
     return run
+
+
+def compile_steps(step: Callable) -> Callable:
+    """`scan_steps(step)`, compiled; it overwrites the state given, all but the frozen part.
+
+    What is frozen is an argument of the program and none of its results: no copy is made.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(moving, frozen, batches):
+        def without_frozen(moving, batch):
+            state, metrics = step(moving.replace(frozen=frozen), batch)
+            return state.replace(frozen={}), metrics
+
+        return scan_steps(without_frozen)(moving, batches)
+
+    def run_state(state, batches):
+        moving, metrics = run(state.replace(frozen={}), state.frozen, batches)
+        return moving.replace(frozen=state.frozen), metrics
+
+    return run_state

@@ -22,6 +22,7 @@ from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.train.config import RunConfig
 from jaxlm.train.state import TrainState
+from jaxlm.train.step import compile_steps
 
 ADAPTERS = ("--config.lora.rank=4", "--config.lora.targets=all", "--config.optim.peak_lr=0.03")
 
@@ -242,7 +243,7 @@ def test_the_step_overwrites_all_of_a_state_but_its_frozen_part():
         moved = {"w": state.params["w"] + x * state.frozen["w"]}
         return state.replace(step=state.step + 1, params=moved), {}
 
-    after, _ = train.compile_run(step)(state, jnp.arange(4.0))
+    after, _ = compile_steps(step)(state, jnp.arange(4.0))
     np.testing.assert_array_equal(after.params["w"], 1 + 2 * (0 + 1 + 2 + 3))
     assert state.params["w"].is_deleted()
     assert after.frozen["w"] is state.frozen["w"] and not state.frozen["w"].is_deleted()
