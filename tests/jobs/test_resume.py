@@ -47,7 +47,7 @@ def test_a_run_broken_off_before_its_report_still_gets_one(launch, finished, tmp
 
 LONG = (
     "--config.train.steps_per_call={}",
-    "--config.train.num_steps=304",
+    "--config.train.num_steps=208",
     "--config.train.eval_every=16",
     "--config.train.save_every=16",
     "--config.train.sample_every=48",
@@ -115,7 +115,7 @@ def test_three_kills_leave_no_trace(launch, config, tmp_path):
     unbroken = tmp_path / "unbroken"
     assert launch(*long_run(config, 1, unbroken)).code == 0
     assert [r["step"] for r in records(folder / "metrics.jsonl") if r["split"] == "train"] == list(
-        range(1, 305)
+        range(1, 209)
     )
     assert_same_run(folder, fingerprint(unbroken))
 
