@@ -25,8 +25,9 @@ def get_config() -> RunConfig:
         data=DataConfig(batch_size=12),
         optim=OptimConfig(
             name="muon",
-            peak_lr=0.01,
-            adam_lr=0.003,
+            peak_lr=0.006,
+            adam_lr=0.006,
+            momentum=0.9,
             schedule="warmup_stable_decay",
             warmup_steps=0,
             decay_steps=200,

@@ -27,14 +27,17 @@ def get_config() -> RunConfig:
         data=DataConfig(batch_size=12),
         optim=OptimConfig(
             name="muon",
-            peak_lr=0.01,
-            adam_lr=0.003,
+            peak_lr=0.006,
+            adam_lr=0.006,
+            momentum=0.9,
             schedule="warmup_stable_decay",
             warmup_steps=0,
-            decay_steps=160,
+            decay_steps=144,
             min_lr_ratio=0.0,
             weight_decay=0.0,
             clip_norm=None,
         ),
-        train=TrainConfig(num_steps=320, eval_every=160, save_every=160, log_every=1),
+        train=TrainConfig(
+            num_steps=288, steps_per_call=16, eval_every=144, save_every=144, log_every=1
+        ),
     )
