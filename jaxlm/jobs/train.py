@@ -227,7 +227,12 @@ def _train(
 ) -> int:
     specs = trained_specs(cfg, model)
     build_tx = make_tx(cfg.optim, specs)
-    make_state = jax.jit(lambda: init_state(cfg.seed, specs, hypers, build_tx))
+    # Run once, the initial state is compiled for a quick start: 1.4 s in place of 5.9 at 0.8 M
+    # parameters on a CPU, where random bits are long programs.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    make_state = jax.jit(
+        lambda: init_state(cfg.seed, specs, hypers, build_tx), compiler_options=quick
+    )
     if found is None:
         start, state = 0, make_state()
         if cfg.train.init_from is not None:
