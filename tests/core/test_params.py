@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from scipy import stats
 
 from jaxlm.core import trees
@@ -36,7 +37,7 @@ def spec(shape, axes, init=key_bits, **more):
 
 
 def jitted_init(specs):
-    return jax.jit(lambda: init_params(KEY, specs))()
+    return quick_jit(lambda: init_params(KEY, specs))()
 
 
 def specs_of(num_layers):

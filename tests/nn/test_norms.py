@@ -2,11 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 
-from jaxlm.nn.norms import layer_norm, rms_norm
+from jaxlm.nn import norms
+
+layer_norm, rms_norm = quick_jit(norms.layer_norm), quick_jit(norms.rms_norm)
 
 RNG = np.random.default_rng(0)
-SHAPES = [(4,), (3, 5), (2, 3, 8), (2, 1, 2, 64)]
+SHAPES = [(4,), (2, 3, 65)]
 
 
 def rms_oracle(x, gain, eps):
@@ -45,9 +48,9 @@ def test_eps_is_inside_the_root():
     np.testing.assert_allclose(y, np.full(4, 1e-4 / np.sqrt(2e-8)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", [rms_norm, layer_norm])
+@pytest.mark.parametrize("norm", [norms.rms_norm, norms.layer_norm])
 def test_zeros_give_zeros_and_a_finite_gradient(norm):
-    value, grad = jax.value_and_grad(lambda x: norm(x, jnp.ones(4)).sum())(jnp.zeros(4))
+    value, grad = quick_jit(jax.value_and_grad(lambda x: norm(x, jnp.ones(4)).sum()))(jnp.zeros(4))
     assert value == 0
     assert np.isfinite(grad).all()
 

@@ -1,11 +1,15 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 
-from jaxlm.nn.positions import segment_positions, sinusoidal
+from jaxlm.nn import positions as nn_positions
+
+sinusoidal = quick_jit(nn_positions.sinusoidal, static_argnums=(1, 2))
+segment_positions = quick_jit(nn_positions.segment_positions)
 
 
-@pytest.mark.parametrize("d_model", [2, 6, 16])
+@pytest.mark.parametrize("d_model", [2, 6])
 def test_sinusoidal_is_its_equation(d_model):
     positions = np.arange(20)
     expected = np.zeros((20, d_model))
