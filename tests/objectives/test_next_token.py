@@ -26,13 +26,15 @@ def nll_oracle(logits, targets):
     return log_z - np.take_along_axis(logits, targets[..., None], -1)[..., 0], log_z
 
 
-def run(hypers, batch, logits=LOGITS):
-    @quick_jit
-    def grad(logits, hypers, batch):
-        value = jax.value_and_grad(LOSS_FN, has_aux=True)
-        return value(logits, None, {"kept": 7}, hypers, batch, jax.random.key(0))
+@quick_jit
+def grad_of_loss(logits, hypers, batch):
+    value = jax.value_and_grad(LOSS_FN, has_aux=True)
+    return value(logits, None, {"kept": 7}, hypers, batch, jax.random.key(0))
 
-    return grad(jnp.float32(logits), {k: jnp.float32(v) for k, v in hypers.items()}, batch)
+
+def run(hypers, batch, logits=LOGITS):
+    hypers = {name: jnp.float32(value) for name, value in hypers.items()}
+    return grad_of_loss(jnp.float32(logits), hypers, batch)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
