@@ -32,10 +32,10 @@ def get_config() -> RunConfig:
             momentum=0.9,
             schedule="warmup_stable_decay",
             warmup_steps=0,
-            decay_steps=160,
+            decay_steps=147,
             min_lr_ratio=0.0,
             weight_decay=0.0,
             clip_norm=None,
         ),
-        train=TrainConfig(num_steps=240, eval_every=120, save_every=240, log_every=1),
+        train=TrainConfig(num_steps=220, eval_every=110, save_every=220, log_every=1),
     )
