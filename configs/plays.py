@@ -2,7 +2,8 @@
 
     python launch.py
 
-Measured on two CPU cores: see benchmarks/RESULTS.md.
+On two slow CPU cores, with an empty compile cache: 137 s, validation loss 1.71 (the first 8 batches
+of the last tenth; `--job=evaluate` takes all of it).
 """
 
 from jaxlm.data.config import DataConfig

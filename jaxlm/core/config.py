@@ -157,7 +157,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: Any, where: str = "config") -> Any:
-    """The inverse of `to_dict`; an unknown or missing field, or a wrong type, is a ConfigError."""
+    """The inverse of `to_dict`; an unknown field or a wrong type is a ConfigError.
+
+    A field that is missing takes its default, so that older configs stay readable.
+    """
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected the fields of {cls.__name__}, got {values!r}")
     hints, fields = typing.get_type_hints(cls), {}

@@ -53,7 +53,7 @@ class TransformerConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     tied_head: bool = False
-    bias: bool = False  # on every product and on layer norm
+    bias: bool = False  # in attention, in a feed-forward without gate, and on layer norm
     head_bias: bool = False
     output_init: float = 1.0  # factor on the initial wo and w_down; 0 starts from the identity
     dropout: float = 0.0  # of the embedding and of each branch before it joins the residual

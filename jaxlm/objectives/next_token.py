@@ -32,7 +32,8 @@ def make_loss_fn(model, *, token_bytes: np.ndarray) -> Callable:
     """Builds `loss_fn(params, frozen, carry, hypers, batch, key) -> (loss_sum, (Metrics, carry))`.
 
     The sum runs over the batch's tokens weighted by `batch.weights`; it is divided once, by the
-    weight of the metric "loss". Hyper-parameters used where `hypers` has them: "dropout" (rate),
+    weight of the metric "loss". Hyper-parameters used where `hypers` has them: "dropout" (the rate;
+    without it there is none, whatever the model's config says),
     "label_smoothing" (share of the target moved to the uniform distribution, Szegedy et al. 2016,
     section 7), "z_loss" (factor on log_z^2, Chowdhery et al. 2022, section 5). The reported loss
     is the plain negative log-likelihood in nats, whatever the objective adds to it.
