@@ -17,7 +17,7 @@ from jaxlm.io import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch.py"
-QUICK_COMPILES = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+QUICK_COMPILES = "--xla_backend_optimization_level=0"
 
 # Dropout, so that the key of a step matters; intervals that do not all divide each other.
 CONFIG = """
