@@ -2,11 +2,9 @@
 
 import json
 
-from jaxlm.data.batches import evaluation_batches
 from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
-from jaxlm.jobs.recorder import EVAL_TOKENS
 from jaxlm.jobs.setup import (
     check_choice,
     check_corpus,
@@ -14,6 +12,7 @@ from jaxlm.jobs.setup import (
     open_run,
     prepare_data,
     require_workdir,
+    validation_batches,
 )
 
 
@@ -25,17 +24,8 @@ def main(launch: Launch) -> int:
     run = open_run(folder, launch.flags.checkpoint)
     data = prepare_data(run.cfg, run.tokenizer)
     check_corpus(run.cfg, data.corpus, run.corpus, run.checkpoint)
-    S = run.cfg.model.context_length
     evaluate = make_evaluator(run.model, token_bytes=run.tokenizer.token_bytes)
-    result = evaluate(
-        run.params,
-        evaluation_batches(
-            data.validation,
-            batch_size=max(1, EVAL_TOKENS // S),
-            context_length=S,
-            mask_documents=run.cfg.data.mask_documents,
-        ),
-    )
+    result = evaluate(run.params, validation_batches(run.cfg, data))
     if launch.flags.output == "json":
         print(json.dumps({"step": run.step, **finite_or_none(result)}))
     else:

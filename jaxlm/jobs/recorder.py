@@ -21,7 +21,6 @@ import numpy as np
 from jaxlm.analysis import flops
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG, ConfigError, to_dict
-from jaxlm.data.batches import evaluation_batches
 from jaxlm.decode.generate import make_generator
 from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
@@ -32,6 +31,7 @@ from jaxlm.jobs.setup import (
     finite_or_none,
     max_positions,
     model_weights,
+    validation_batches,
 )
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import learning_rate
@@ -43,7 +43,6 @@ METRICS_FILE = "metrics.jsonl"  # only what is a function of (config, text, step
 TIMINGS_FILE = "timings.jsonl"  # clocks and memory
 SAMPLES_FILE = "samples.jsonl"
 SUMMARY_FILE = "summary.json"
-EVAL_TOKENS = 8192  # tokens of one validation batch, about: large enough to be fast, small to hold
 
 
 class NonFiniteError(RuntimeError):
@@ -222,13 +221,7 @@ class Recorder:
             self._timings.append({**record, "peak_memory_bytes": _peak_memory()})
 
     def _validate(self, step: int, state: TrainState) -> float:
-        S = self.cfg.model.context_length
-        batches = evaluation_batches(
-            self.data.validation,
-            batch_size=max(1, EVAL_TOKENS // S),
-            context_length=S,
-            mask_documents=self.cfg.data.mask_documents,
-        )
+        batches = validation_batches(self.cfg, self.data)
         batches = itertools.islice(batches, self.cfg.train.eval_batches)
         self.validation = self._evaluate(self._weights(state), batches)
         self._log_metrics({"step": step, "split": "validation", **self.validation})

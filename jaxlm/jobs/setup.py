@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax
 from jaxlm.core import params as params_lib
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG, ConfigError
-from jaxlm.data.batches import Split, check_length, open_splits
+from jaxlm.data.batches import Batch, Split, check_length, evaluation_batches, open_splits
 from jaxlm.data.corpus import Corpus, open_corpus
 from jaxlm.data.token_file import cached_token_file, open_token_file
 from jaxlm.io import checkpoints, frozen
@@ -24,6 +25,7 @@ from jaxlm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
 
 TOKENIZER_FILE = "tokenizer.json"
+EVAL_TOKENS = 8192  # tokens of one validation batch, about: large enough to be fast, small to hold
 
 
 class Data(NamedTuple):
@@ -50,6 +52,17 @@ def prepare_data(cfg: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
     for split in (train, validation):
         check_length(split, cfg.model.context_length)
     return Data(corpus, tokenizer, train, validation)
+
+
+def validation_batches(cfg: RunConfig, data: Data) -> Iterator[Batch]:
+    """The whole validation split, in the batches that both training and --job=evaluate use."""
+    S = cfg.model.context_length
+    return evaluation_batches(
+        data.validation,
+        batch_size=max(1, EVAL_TOKENS // S),
+        context_length=S,
+        mask_documents=cfg.data.mask_documents,
+    )
 
 
 def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
