@@ -33,6 +33,7 @@ from jaxlm.jobs.setup import (
     model_weights,
     validation_batches,
 )
+from jaxlm.jobs.signals import stop_requests
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.progress import make_progress
@@ -64,7 +65,6 @@ class Recorder:
     ):
         self.cfg, self.folder, self.data, self.hypers = cfg, folder, data, hypers
         self.started = started
-        self.signal: signal.Signals | None = None
         self.validation: dict[str, float] = {}
         self._num_skipped = num_skipped(folder)
         self._speeds: list[float] = []
@@ -88,14 +88,18 @@ class Recorder:
         )
         self._progress = stack.enter_context(make_progress(train.num_steps, self._step))
         self._trackers = stack.enter_context(self._open_trackers())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+        self._stop_request = stack.enter_context(stop_requests(self._progress.note))
         self._timings.append({"event": "start", "step": self._step})
         self._clock = time.perf_counter()
         return self
 
     def __exit__(self, *exc) -> None:
         self._exit.__exit__(*exc)
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The one that asked the run to end, if one did."""
+        return self._stop_request()
 
     @staticmethod
     def cut_back(path: pathlib.Path, step: int) -> None:
@@ -249,12 +253,6 @@ class Recorder:
             record = {"step": step, "temperature": temperature, "prompt": prompt, "text": text}
             self._samples.append(record)
             self._trackers.send(record)
-
-    def _on_signal(self, number: int, _frame: Any) -> None:
-        if self.signal is not None:  # a second one does not wait
-            raise SystemExit(128 + number)
-        self.signal = signal.Signals(number)
-        self._progress.note(f"{self.signal.name}: finishing the step and saving")
 
 
 def num_skipped(folder: pathlib.Path) -> int:

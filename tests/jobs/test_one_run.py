@@ -207,7 +207,7 @@ def test_a_second_signal_does_not_wait(launch, config, tmp_path):
     """The first one is taken up at the end of the loop's call, which is long here."""
     folder = tmp_path / "run"
     names = ("num_steps", "steps_per_call", "save_every", "eval_every")
-    flags = [*NO_SAMPLES, *(f"--config.train.{name}=8000" for name in names)]
+    flags = [*NO_SAMPLES, *(f"--config.train.{name}=400000" for name in names)]
     with launch.start(config, *flags, f"--workdir={folder}") as process:
         wait_for(folder / "timings.jsonl", process)
         process.send_signal(signal.SIGTERM)

@@ -1,0 +1,48 @@
+"""SIGINT and SIGTERM: the first asks for an orderly end, the second ends at once."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+@contextlib.contextmanager
+def stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], signal.Signals | None]]:
+    """Within this context a signal ends nothing; the function it gives tells which one came.
+
+    A second signal ends the process with exit code 128 + its number. A thread sees to that: the
+    main thread may be inside a compilation or a long compiled call, where Python runs no handler
+    and two signals of one kind become one.
+
+    Args:
+      note: shows a line; called from the thread when the first signal comes.
+    """
+    came: list[signal.Signals] = []
+
+    def watch():
+        with ours:
+            while number := ours.recv(1):  # nothing once the other end is closed
+                if number[0] not in SIGNALS:
+                    continue
+                if came:
+                    if sys.stdout.isatty():
+                        os.write(sys.stdout.fileno(), _SHOW_CURSOR.encode())
+                    os._exit(128 + number[0])
+                came.append(signal.Signals(number[0]))
+                note(f"{came[0].name}: finishing this call and saving; once more ends it at once")
+
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    threading.Thread(target=watch, daemon=True).start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(theirs.close)
+        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(theirs.fileno()))
+        for number in SIGNALS:
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        yield lambda: came[0] if came else None
