@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.reports import page
-from jaxlm.reports.curves import LINE_COLOURS, Curve, chart, cropped_limits, css_colour, smoothed
+from jaxlm.reports.curves import LINE_COLOURS, Curve, chart, cropped_limits, smoothed
+from jaxlm.reports.style import css_colour
 
 ABSENT = "-"
 _UNCOMPARABLE = "*"  # marks a column whose numbers must not be held against each other

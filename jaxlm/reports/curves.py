@@ -1,28 +1,14 @@
 """Line charts as inline SVG that takes its colours from the page, light or dark."""
 
 import dataclasses
-import html
 import io
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
-# Matplotlib is given these placeholder colours; the SVG then refers to the page's own.
-_COLOURS = {
-    "#010203": "var(--text)",
-    "#010204": "var(--muted)",
-    "#010205": "var(--grid)",
-    "#010206": "var(--first)",
-    "#010207": "var(--second)",
-    "#010208": "var(--third)",
-    "#010209": "var(--fourth)",
-    "#01020a": "var(--fifth)",
-    "#01020b": "var(--sixth)",
-    "#01020c": "var(--seventh)",
-    "#01020d": "var(--eighth)",
-}
-_TEXT, _MUTED, _GRID, *LINE_COLOURS = _COLOURS
+from jaxlm.reports.style import ON_PAGE, drawing, for_page, log_ticks, tick
+
+LINE_COLOURS = ON_PAGE.lines
 FIRST, SECOND = LINE_COLOURS[:2]
 
 
@@ -65,26 +51,11 @@ def chart(
       crop_start: end the y axis below the first, much greater values of a falling curve.
       legend: name the curves inside the chart, where there are several.
     """
-    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": _MUTED,
-        "axes.labelcolor": _MUTED,
-        "axes.titlecolor": _TEXT,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-        "text.color": _TEXT,
-        "grid.color": _GRID,
-    }
-    with rc_context(style):
+    with drawing(name, ON_PAGE):
         figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
         # Margins by hand: a layout engine draws everything twice.
@@ -102,21 +73,21 @@ def chart(
             _draw(axes, curve)
         if log_y:
             axes.set_yscale("log")
-            _readable_log_ticks(axes)
+            log_ticks(axes.yaxis, axes.get_ylim())
         elif crop_start:
             axes.set_ylim(*cropped_limits(curves))
         elif min(np.nanmin(curve.y) for curve in curves) >= 0:
             axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+        axes.yaxis.set_major_formatter(FuncFormatter(tick))
         last = max(max(curve.x) for curve in curves)
         axes.set_xlim(0, last * 1.02 if last else 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+        axes.xaxis.set_major_formatter(FuncFormatter(tick))
         if legend and len(curves) > 1:
             axes.legend(frameon=False, loc="upper right", ncols=len(curves))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(buffer.getvalue(), name, title)
+    return for_page(buffer.getvalue(), name, title)
 
 
 def running_average(y: np.ndarray, window: int) -> np.ndarray:
@@ -170,40 +141,3 @@ def _draw(axes, curve: Curve) -> None:
         axes.plot(x, smoothed(y), linewidth=1.8, label=curve.label, **line)
     else:
         axes.plot(x, y, linewidth=1.8, label=curve.label, **line, **marks)
-
-
-def _readable_log_ticks(axes) -> None:
-    """1, 2 and 5 in each decade, where the axis spans few decades."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    low, high = axes.get_ylim()
-    subs = (1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _tick(value: float, _=None) -> str:
-    """0.0015, 2.5, 2000, 250k: no powers of ten beside the axis."""
-    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(value) >= least:
-            return f"{value / size:.6g}{unit}"
-    return f"{value:.6g}"
-
-
-def css_colour(colour: str) -> str:
-    """What a page calls a colour of `LINE_COLOURS`: "var(--first)"."""
-    return _COLOURS[colour]
-
-
-def _for_page(svg: str, name: str, title: str) -> str:
-    svg = svg[svg.index("<svg") :]
-    for placeholder, colour in _COLOURS.items():
-        svg = svg.replace(placeholder, colour)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    # The page sets the size; the view box keeps the proportions.
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

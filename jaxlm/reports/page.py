@@ -4,15 +4,18 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --card: #f6f7f9; --text: #1b1f24;
-  --muted: #5c6570; --grid: #e1e5ea; --notice: #fff4db;
-  --first: #2468b4; --second: #c2570c; --third: #2e7d4f; --fourth: #7b4bb3;
-  --fifth: #b8325e; --sixth: #0e7c86; --seventh: #8a6d00; --eighth: #6b7280; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171b; --card: #1d2126; --text: #e6e9ed;
-  --muted: #9aa4b0; --grid: #323941; --notice: #3b3118;
-  --first: #74aef0; --second: #f59b57; --third: #6cc48d; --fourth: #b794f0;
-  --fifth: #f07fa3; --sixth: #55c3cf; --seventh: #d6b84a; --eighth: #aab3bf; } }
+from jaxlm.reports.style import DARK, LIGHT
+
+
+def _variables(colours: dict[str, str]) -> str:
+    return "; ".join(f"--{name}: {colour}" for name, colour in colours.items())
+
+
+_STYLE = f"""
+:root {{ color-scheme: light dark; {_variables(LIGHT)}; }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)}; }} }}
+"""
+_STYLE += """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
