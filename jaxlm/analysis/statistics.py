@@ -273,7 +273,8 @@ def early_stop(losses: ArrayLike, patience: int, min_delta: float) -> EarlyStop:
       losses: float[n], n >= 1, one for each evaluation, in order.
     Raises:
       ValueError: no losses, patience < 1 or min_delta < 0.
-    Source: Prechelt 1998, "Early stopping, but when?", criterion UP; keras.io for the details.
+    Source: Goodfellow, Bengio and Courville 2016, "Deep learning", algorithm 7.1; `min_delta` is
+    Keras's.
     """
     losses = _vector(losses, "losses")
     if patience < 1:

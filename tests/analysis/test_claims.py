@@ -33,6 +33,7 @@ def between(low, high):
         (0.75, 0.75, YES),
         (0.25, 0.25, NO),
         (NAN, NAN, OPEN),
+        (NAN, 0.4, OPEN),
         (-INF, INF, OPEN),
     ],
 )

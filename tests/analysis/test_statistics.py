@@ -190,6 +190,7 @@ def test_slope_is_scipys(num, confidence):
 def test_slopes_at_the_edges():
     two = slope_interval([0, 1], [3, 5])
     assert two.slope.mean == 2 and no_interval(two.slope) and two.intercept == 3
+    assert two.slope.kind == "no interval over 2 points"
     flat = slope_interval([0, 1, 2, 3], [0.1, 0.1, 0.1, 0.1])
     assert flat.slope[:3] == (0, 0, 0) and flat.intercept == 0.1 and math.isnan(flat.r2)
     lost = slope_interval([0, 1, 2], [0, -INF, 1])  # the log of a norm that underflowed
