@@ -151,6 +151,18 @@ def _fail():
     raise ValueError
 
 
+def with_traced(config: Any, values: dict[str, Any]) -> Any:
+    """A copy of a config with some of its numbers replaced by arrays, for use inside a trace.
+
+    The values are not checked: what may stand in the fields was checked when they were numbers.
+    """
+    copy = object.__new__(type(config))
+    for field in dataclasses.fields(config):
+        value = values.get(field.name, getattr(config, field.name))
+        object.__setattr__(copy, field.name, value)
+    return copy
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested dicts of JSON values (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -94,14 +94,12 @@ def truncated_normal(sigma: float) -> Callable[[Array, ParamSpec], Array]:
 
 
 def xavier(scale: float = 1.0) -> Callable[[Array, ParamSpec], Array]:
-    """Truncated normal with sigma^2 = scale^2 * 2 / (in + out) before the cut; 0 gives zeros.
+    """Truncated normal with sigma^2 = scale^2 * 2 / (in + out) before the cut; `scale` may be traced.
 
     Source: Glorot and Bengio 2010, eq. 12 for the variance.
     """
 
     def init(key, spec):
-        if scale == 0:
-            return zeros(key, spec)
         return truncated_normal(scale * math.sqrt(2 / sum(spec.fans)))(key, spec)
 
     return init

@@ -1,5 +1,6 @@
 """Compiled programs kept between runs in the user's cache folder, and what that saved."""
 
+import collections
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -38,6 +39,7 @@ class CompileCounts:
 
 
 _counts = CompileCounts()
+_by_name: collections.Counter[str] = collections.Counter()
 _counts_lock = threading.Lock()  # programs may be compiled by several threads
 _listening = False
 
@@ -77,6 +79,11 @@ def counts() -> CompileCounts:
     return _counts
 
 
+def programs_named(*names: str) -> int:
+    """How many programs of jitted functions with these names were made ready since `enable`."""
+    return sum(_by_name[f"jit({name})"] for name in names)
+
+
 def default_dir() -> pathlib.Path:
     """`$XDG_CACHE_HOME/jaxlm/xla/<jaxlib>-<platform>-<hash of the CPU's features>`."""
     import jax
@@ -111,10 +118,11 @@ def _listen() -> None:
             with _counts_lock:
                 _counts = dataclasses.replace(_counts, from_cache=_counts.from_cache + 1)
 
-    def on_duration(event: str, seconds: float, **_) -> None:
+    def on_duration(event: str, seconds: float, fun_name: str = "", **_) -> None:
         global _counts
         if event in (_BACKEND, _LOWERING):
             with _counts_lock:
+                _by_name[fun_name] += event == _BACKEND
                 _counts = dataclasses.replace(
                     _counts,
                     programs=_counts.programs + (event == _BACKEND),

@@ -55,6 +55,7 @@ class TransformerConfig:
     tied_head: bool = False
     bias: bool = False  # in attention, in a feed-forward without gate, and on layer norm
     head_bias: bool = False
+    init_scale: float = 1.0  # factor on all initial matrices but the embeddings
     output_init: float = 1.0  # factor on the initial wo and w_down; 0 starts from the identity
     dropout: float = 0.0  # of the embedding and of each branch before it joins the residual
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
@@ -80,7 +81,8 @@ class TransformerConfig:
             raise ValueError(f"head_dim={self.sizes.Dh} must be even with positions=rope")
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"d_model={self.d_model} must be even with positions=sinusoidal")
-        for name in ("attention_softcap", "logit_softcap", "norm_eps", "rope_theta"):
+        positive = ("attention_softcap", "logit_softcap", "norm_eps", "rope_theta", "init_scale")
+        for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value} must be positive")
@@ -144,7 +146,10 @@ def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
 
     def matrix(shape, axes, num_in=1, scale=1.0):
         return ParamSpec(
-            shape=(N, *shape), axes=("layers", *axes), init=xavier(scale), num_in=num_in
+            shape=(N, *shape),
+            axes=("layers", *axes),
+            init=xavier(cfg.init_scale * scale),
+            num_in=num_in,
         )
 
     blocks = {
@@ -183,7 +188,9 @@ def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
         if cfg.norm == "layer" and cfg.bias:
             specs["final_norm_bias"] = dataclasses.replace(specs["final_norm"], init=zeros)
     if not cfg.tied_head:
-        specs["unembed"] = ParamSpec(shape=(D, V), axes=("embed", "vocab"), init=xavier())
+        specs["unembed"] = ParamSpec(
+            shape=(D, V), axes=("embed", "vocab"), init=xavier(cfg.init_scale)
+        )
     if cfg.head_bias:
         specs["unembed_bias"] = ParamSpec(shape=(V,), axes=("vocab",), init=zeros, num_in=0)
     return specs
@@ -223,7 +230,7 @@ def block(x, w, cfg, *, angles, attend, constrain, key=None, dropout=0.0):
     def branch(x, layer, norm, key):
         pre, post = cfg.norm_placement == "pre", cfg.norm_placement == "post"
         y, extra = layer(_norm(x, w, norm, cfg) if pre else x)
-        x = cfg.residual * x + drop(y, dropout, key)
+        x = jnp.asarray(cfg.residual, x.dtype) * x + drop(y, dropout, key)
         return constrain(
             _norm(x, w, norm, cfg) if post else x, ("batch", "seq", "embed_act")
         ), extra
@@ -290,6 +297,7 @@ def hidden(
     constrain: Callable[..., Array] = _identity,
     key: Array | None = None,
     dropout: Array | float | None = None,
+    probes: Array | None = None,
 ) -> Array:
     """The residual stream that the head reads.
 
@@ -299,6 +307,8 @@ def hidden(
       attend: as `jaxlm.nn.attention.attend`. constrain: (x, logical axes) -> x, for sharding.
       key: of dropout, consumed; None means no dropout. dropout: a rate in place of cfg.dropout,
         may be traced.
+      probes: [N, B, S, D], added to the residual stream before each layer. At zero they change
+        nothing, and the gradient with respect to them is that of the stream.
     Returns:
       [B, S, D] in cfg.dtype, after the final norm where there is one.
     """
@@ -319,13 +329,15 @@ def hidden(
         kinds = {"causal": cfg.causal, "window": cfg.window, "softcap": cfg.attention_softcap}
         return attend(q, k, v, q_segments=segment_ids, kv_segments=segment_ids, **kinds), None
 
-    def run_block(x, w, key):
+    def run_block(x, w, each):
+        key, probe = each
         options = {"angles": angles, "attend": masked, "constrain": constrain, "dropout": rate}
-        return block(x, w, cfg, key=key, **options)
+        return block(x if probe is None else x + probe, w, cfg, key=key, **options)
 
     x = drop(_embed(params, tokens, positions, cfg), rate, None if key is None else keys[-1])
     x = constrain(x, ("batch", "seq", "embed_act"))
-    x, _ = _scan_blocks(x, params, cfg, run_block, None if key is None else keys[:-1])
+    per_layer = (None if key is None else keys[:-1], probes)
+    x, _ = _scan_blocks(x, params, cfg, run_block, per_layer)
     return _norm(x, params, "final_norm", cfg) if cfg.norm_placement == "pre" else x
 
 

@@ -248,9 +248,9 @@ def _colour_bar(figure, charts: HeatMaps, top: float, palette: style.Palette) ->
         patch.set_antialiased(False)
         axes.add_patch(patch)
     if charts.log:
-        style.log_ticks(axes.xaxis, charts.limits)
+        style.log_ticks(axes.xaxis, charts.limits, most=4)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_formatter(FuncFormatter(style.tick))
     axes.set_yticks([])
     axes.tick_params(length=2, labelsize=8, pad=2)

@@ -10,6 +10,7 @@ from jaxlm.reports import style
 
 _DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.6)), (0, (5, 1.6, 1.2, 1.6)))
 _LEGEND, _LABEL, _SMALL = 9.5, 10.0, 9.0  # sizes of text in points
+_STEPS = (1, 2, 2.5, 5, 10)  # from tick to tick, times a power of ten
 _MOST_MARKED = 32  # points of a series that are still marked one by one
 
 
@@ -232,7 +233,7 @@ def _y_axis(axes, limits: tuple[float, float], log: bool) -> None:
     if log:
         style.log_ticks(axes.yaxis, limits)
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=_STEPS))
     axes.yaxis.set_major_formatter(FuncFormatter(style.tick))
     axes.grid(True, axis="y", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -282,8 +283,7 @@ def _x_axes(all_axes, charts: LineCharts, categories, width: float) -> float | N
             axes.xaxis.set_major_formatter(FuncFormatter(style.tick))
         else:
             count = max(2, min(8, int(width / 0.6)))
-            steps = [1, 2, 2.5, 5, 10]
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=count, integer=whole, steps=steps))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=count, integer=whole, steps=_STEPS))
             axes.xaxis.set_major_formatter(FuncFormatter(style.tick))
         if turned:
             for label in axes.get_xticklabels():

@@ -2,6 +2,7 @@
 
 import functools
 import html
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -126,13 +127,13 @@ def tick(value: float, _: int | None = None) -> str:
     return f"{value:.6g}"
 
 
-def log_ticks(axis, limits: tuple[float, float]) -> None:
-    """Ticks of a logarithmic axis: 1, 2 and 5 in each decade, where it spans few decades."""
+def log_ticks(axis, limits: tuple[float, float], most: int = 9) -> None:
+    """Ticks of a logarithmic axis, about `most`: 1, 2 and 5 in each decade, where there are few."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = limits
-    subs = (1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    subs = (1.0, 2.0, 5.0) if math.log10(high / low) < most / 3 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=most + 1))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -1,0 +1,23 @@
+"""Studies: each asks a question about language models and answers it with intervals and figures.
+
+A study is a package `experiments/<name>/`. Its `__init__.py` needs no JAX, so that figures, tables
+and verdicts can be made again from `results.json` alone, anywhere:
+
+  QUESTION: one sentence.
+  Config: a frozen dataclass of plain values; `scale` is small, default or full.
+  SCALES: {"small": {field: value}, "full": {...}}, what a scale sets unless it is given.
+  cells(cfg) -> list of dicts of plain values: the parts that are run, and kept, one by one. A cell
+    holds everything that its rows are a function of.
+  claims(results) -> list of Claim. plot(results) -> list of Figure. tables(results) -> list of Table.
+
+Its `run.py` holds what needs JAX:
+
+  run_cell(cell) -> list of Row, a pure function: no clock, no files but those of the texts.
+  PROGRAMS: names of the functions whose compiled programs are counted (default: the population).
+  resolve(cfg) -> cfg, where there is something to find and fix before the start (a text's hash).
+  measure(cfg) -> list of dicts, where a claim is about time; runs after the cells, kept apart.
+"""
+
+STUDIES = {
+    "copy_task": "how transformers learn to copy, and how far beyond their training lengths",
+}

@@ -1,0 +1,224 @@
+"""--experiment=NAME: runs a study cell by cell, keeps what is done, and reports what it found."""
+
+import hashlib
+import importlib
+import json
+import pathlib
+import time
+from types import ModuleType
+from typing import Any
+
+from jaxlm.core.config import FLAG, ConfigError, apply_overrides, nearest, to_dict
+from jaxlm.core.results import Results, Row
+from jaxlm.io import compile_cache, metric_log, provenance, workdir
+from jaxlm.io.results import load_results, save_results
+from jaxlm.jobs import Launch
+from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
+from jaxlm.jobs.signals import stop_requests
+from jaxlm.reports.study_report import REPORT, StudyReport, write_index, write_study_report
+
+ALL = "all"
+CELLS = "cells"
+MEASURED_FILE = "measured.json"
+POPULATION = ("population",)
+
+
+def main(launch: Launch) -> int:
+    name = launch.flags.experiment
+    compile_cache.enable()
+    if name == ALL:
+        return run_all(launch)
+    study = open_study(name)
+    cfg = study_config(study, launch)
+    folder = pathlib.Path(launch.workdir) if launch.workdir else workdir.new_run_dir("runs", name)
+    return run_study(name, study, cfg, folder)
+
+
+def open_study(name: str) -> ModuleType:
+    """The package of a study; a ConfigError with the nearest name where there is none."""
+    studies = importlib.import_module("experiments").STUDIES
+    if name not in studies:
+        known = ", ".join([*studies, ALL])
+        raise ConfigError(
+            f"--experiment={name}: no such study{nearest(name, list(studies))} (studies: {known})"
+        )
+    return importlib.import_module(f"experiments.{name}")
+
+
+def study_config(study: ModuleType, launch: Launch, scale: str = "default") -> Any:
+    """The study's config: a saved one, or its defaults by scale; then what is given by path."""
+    overrides = dict(launch.overrides)
+    saved = launch.config or _saved_in(launch.workdir)
+    base = read_study_config(study, saved) if saved else study.Config()
+    if "scale" in overrides or not saved:
+        base = apply_overrides(base, {"scale": overrides.pop("scale", scale)})
+        base = apply_overrides(base, study.SCALES.get(base.scale, {}))
+    cfg = apply_overrides(base, overrides)
+    resolve = getattr(run_module(study), "resolve", None)
+    return resolve(cfg) if resolve else cfg
+
+
+def read_study_config(study: ModuleType, path: str) -> Any:
+    """A config of this study, from the config.json of its folder."""
+    name = study.__name__.rpartition(".")[2]
+    file = pathlib.Path(path)
+    file = file / workdir.CONFIG_FILE if file.is_dir() else file
+    if file.suffix != ".json":
+        raise ConfigError(f"--config={path}: expected the config.json of a study")
+    saved = workdir.load_json(file)
+    if not isinstance(saved, dict) or saved.get("experiment") != name:
+        raise ConfigError(f"--config={path}: not a config of --experiment={name}")
+    return workdir.load_config(file, study.Config)
+
+
+def _saved_in(folder: str | None) -> str | None:
+    return folder if folder and (pathlib.Path(folder) / workdir.CONFIG_FILE).exists() else None
+
+
+def run_module(study: ModuleType) -> ModuleType:
+    return importlib.import_module(f"{study.__name__}.run")
+
+
+def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> int:
+    """Runs the cells that are not done yet, then judges and draws all of them."""
+    started = time.perf_counter()
+    cells = study.cells(cfg)
+    with workdir.WorkdirLock(folder), stop_requests(print) as stopped:
+        if (folder / workdir.CONFIG_FILE).exists():
+            workdir.check_same_run(read_study_config(study, str(folder)), cfg, set())
+        else:
+            config = {"format_version": workdir.CONFIG_FORMAT, "experiment": name}
+            workdir.save_json(folder / workdir.CONFIG_FILE, {**config, "config": to_dict(cfg)})
+        (folder / CELLS).mkdir(exist_ok=True)
+        print(f"study     {name}: {study.QUESTION}")
+        print(f"folder    {folder}", flush=True)
+        rows = []
+        with metric_log.MetricLog(folder / TIMINGS_FILE) as timings:
+            for place, cell in enumerate(cells):
+                label = f"cell      {place + 1}/{len(cells)}  {describe(cell, cells)}"
+                done, record = run_kept_cell(study, cell, folder / CELLS)
+                rows += done
+                if record is None:
+                    print(f"{label}  kept", flush=True)
+                    continue
+                timings.append({"cell": place, **record})
+                print(f"{label}  {record['seconds']:.1f} s", flush=True)
+                if stopped():
+                    print(f"stopped   by {stopped().name}; finished cells are kept, go on with:")
+                    print(f"          python launch.py --experiment={name} --workdir={folder}")
+                    return 128 + stopped()
+            programs = compile_cache.programs_named(*_program_names(study))
+            print(f"programs  {programs} compiled for {len(cells)} cells", flush=True)
+        results = Results(study=name, config=to_dict(cfg), rows=tuple(rows))
+        save_results(folder, results)
+        measure_once(study, cfg, folder)
+        workdir.save_json(folder / PROVENANCE_FILE, provenance.collect(None))
+        redraw(study, folder)
+    for claim in study.claims(results):
+        print(f"claim     {claim.verdict}: {claim.text} ({claim.evidence})")
+    print(f"report    {folder / REPORT}  ({time.perf_counter() - started:.1f} s in all)")
+    return 0
+
+
+def run_kept_cell(
+    study: ModuleType, cell: dict, folder: pathlib.Path
+) -> tuple[list[Row], dict[str, Any] | None]:
+    """The rows of a cell, from its file where it was run before; else also what running it took."""
+    text = json.dumps(cell, sort_keys=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    if path.exists():
+        return list(_rows(workdir.load_json(path)["rows"])), None
+    run, before = run_module(study), compile_cache.counts()
+    named = _program_names(study)
+    programs, started = compile_cache.programs_named(*named), time.perf_counter()
+    rows = run.run_cell(cell)
+    record = {
+        "seconds": time.perf_counter() - started,
+        "compile_seconds": (compile_cache.counts() - before).seconds,
+        "programs": compile_cache.programs_named(*named) - programs,
+    }
+    saved = [[*row._replace(value=_json_number(row.value))] for row in rows]
+    workdir.save_json(path, {"cell": cell, "rows": saved})
+    return list(_rows(saved)), record
+
+
+def _json_number(value: Any) -> float | str:
+    value = float(value)
+    return value if abs(value) < float("inf") else str(value)
+
+
+def _rows(saved: list) -> Any:
+    return (Row(*row)._replace(value=float(row[4])) for row in saved)
+
+
+def _program_names(study: ModuleType) -> tuple[str, ...]:
+    return getattr(run_module(study), "PROGRAMS", POPULATION)
+
+
+def describe(cell: dict, cells: list[dict]) -> str:
+    """The fields in which a cell differs from others: "positions=rope num_layers=2"."""
+    varied = [
+        name
+        for name in dict.fromkeys(n for c in cells for n in c)
+        if len({json.dumps(c.get(name), sort_keys=True) for c in cells}) > 1
+    ]
+    shown = {n: cell[n] for n in varied if n in cell and isinstance(cell[n], str | int | float)}
+    return " ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def measure_once(study: ModuleType, cfg: Any, folder: pathlib.Path) -> None:
+    measure = getattr(run_module(study), "measure", None)
+    if measure and not (folder / MEASURED_FILE).exists():
+        workdir.save_json(folder / MEASURED_FILE, measure(cfg))
+
+
+def redraw(study: ModuleType, folder: pathlib.Path) -> None:
+    """Writes report.html and the figures, from the files in the folder; needs no JAX."""
+    results = load_results(folder)
+    timings = metric_log.read(folder / TIMINGS_FILE)
+    measured = folder / MEASURED_FILE
+    write_study_report(
+        folder,
+        StudyReport(
+            name=results.study,
+            question=study.QUESTION,
+            claims=study.claims(results),
+            figures=study.plot(results),
+            tables=study.tables(results),
+            config=results.config,
+            timings=[*timings, *(workdir.load_json(measured) if measured.exists() else [])],
+            provenance=workdir.load_json(folder / PROVENANCE_FILE),
+            notes=getattr(study, "NOTES", []),
+        ),
+    )
+
+
+def run_all(launch: Launch) -> int:
+    """Every study at scale=small, and a page that leads to their reports."""
+    studies = importlib.import_module("experiments").STUDIES
+    if launch.config or set(launch.overrides) - {"scale"}:
+        raise ConfigError(f"--experiment={ALL} takes no config but {FLAG}scale")
+    root = pathlib.Path(launch.workdir) if launch.workdir else workdir.new_run_dir("runs", ALL)
+    entries = []
+    for name in studies:
+        study, folder = open_study(name), root / name
+        part = launch._replace(workdir=str(folder))
+        code = run_study(name, study, study_config(study, part, "small"), folder)
+        if code:
+            return code
+        entries.append(folder)
+    index = write_index(root, [index_entry(folder) for folder in entries])
+    print(f"index     {index}")
+    return 0
+
+
+def index_entry(folder: pathlib.Path) -> dict[str, Any]:
+    results = load_results(folder)
+    study = open_study(results.study)
+    return {
+        "name": results.study,
+        "question": study.QUESTION,
+        "claims": study.claims(results),
+        "folder": folder.name,
+        "figures": study.plot(results),
+    }

@@ -1,0 +1,215 @@
+"""One structure of run as pure functions of numbers: what one compilation serves.
+
+Two configs that differ only in numbers (rates, decays, seeds, scales, ranks) have one program.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import with_traced
+from jaxlm.core.metrics import Mean
+from jaxlm.models import lora, transformer
+from jaxlm.models.api import LanguageModel
+from jaxlm.nn.cross_entropy import cross_entropy, token_metrics
+from jaxlm.objectives import next_token
+from jaxlm.optim import config as optim_config
+from jaxlm.optim.optimizers import make_tx
+from jaxlm.train.config import RunConfig
+from jaxlm.train.state import TrainState, init_state
+from jaxlm.train.step import make_train_step
+
+# Numbers of a model that a program can be given, beside all of optim's, the loss's and LoRA's.
+MODEL_NUMBERS = (
+    *("dropout", "residual", "init_scale", "output_init", "norm_eps", "rope_theta"),
+    *("attention_softcap", "logit_softcap"),
+)
+LOSS_NUMBERS = tuple(field.name for field in dataclasses.fields(next_token.LossConfig))
+# Of those, the ones that are left out of a program where all its runs have them at 0.
+TERMS = ("dropout", *LOSS_NUMBERS)
+OPTIM_CHOICES = ("name", "schedule")  # every other field of OptimConfig is a number
+
+
+class Program(NamedTuple):
+    """The functions of one structure.
+
+    specs: of what is trained: the weights, or adapters.
+    model: hypers -> LanguageModel. weights: (params, frozen, hypers) -> what the model computes
+      with, adapters merged.
+    init: (seed, hypers) -> TrainState, without its frozen part.
+    step: (state, batch) -> (state, metrics).
+    evaluate: (state, batches [E, B, S]) -> {"loss", "bits_per_byte": Mean} over all of them.
+    """
+
+    specs: dict[str, Any]
+    model: Callable[[dict[str, Array]], LanguageModel]
+    weights: Callable[[Params, Params, dict[str, Array]], Params]
+    init: Callable[..., TrainState]
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]]
+    evaluate: Callable[[TrainState, Any], dict[str, Mean]]
+
+
+def make_program(
+    cfg: RunConfig, token_bytes: np.ndarray, traced: Sequence[str] = (), **build: Any
+) -> Program:
+    """The program of a config.
+
+    Args:
+      token_bytes: i32[V], UTF-8 bytes of each id.
+      traced: names out of MODEL_NUMBERS and LOSS_NUMBERS whose values come from `hypers` and not
+        from `cfg`, as `hyper_values(cfg, traced)` gives them.
+      build: options of `transformer.build`, such as attend=.
+    """
+    names = [name for name in traced if name in MODEL_NUMBERS and name != "dropout"]
+
+    def model_config(hypers):
+        return with_traced(cfg.model, {name: hypers[name] for name in names})
+
+    def model(hypers):
+        return transformer.build(model_config(hypers), **build)
+
+    def loss_fn(params, frozen, carry, hypers, batch, key):
+        loss = next_token.make_loss_fn(model(hypers), token_bytes=token_bytes)
+        if cfg.lora.rank is not None:
+            loss = lora.adapted_loss(loss, cfg.lora.scaling)
+        return loss(params, frozen, carry, hypers, batch, key)
+
+    def weights(params, frozen, hypers):
+        if cfg.lora.rank is None:
+            return params
+        return lora.merge(frozen, params, hypers, cfg.lora.scaling)
+
+    def init(seed, hypers):
+        def evaluate(state, batches):
+        params = weights(state.params, state.frozen, state.hypers)
+        forward = model(state.hypers).forward
+
+        def add(total, batch):
+            nll, _ = cross_entropy(
+                forward(params, batch.tokens, segment_ids=batch.segment_ids), batch.targets
+            )
+            return jax.tree.map(jnp.add, total, token_metrics(nll, batch, token_bytes)), None
+
+        nothing = Mean(jnp.float32(0), jnp.float32(0))
+        totals, _ = jax.lax.scan(add, {"loss": nothing, "bits_per_byte": nothing}, batches)
+        return totals
+
+    specs = trained_specs(cfg, transformer.param_specs(model_config(hypers)))
+        return init_state(seed, specs, hypers, build_tx)
+
+    def evaluate(state, batches):
+        params = weights(state.params, state.frozen, state.hypers)
+        forward = model(state.hypers).forward
+
+        def add(total, batch):
+            nll, _ = cross_entropy(
+                forward(params, batch.tokens, segment_ids=batch.segment_ids), batch.targets
+            )
+            return jax.tree.map(jnp.add, total, token_metrics(nll, batch, token_bytes)), None
+
+        nothing = Mean(jnp.float32(0), jnp.float32(0))
+        totals, _ = jax.lax.scan(add, {"loss": nothing, "bits_per_byte": nothing}, batches)
+        return totals
+
+    specs = trained_specs(cfg, transformer.param_specs(cfg.model))
+    build_tx = make_tx(cfg.optim, specs)
+    step = make_train_step(
+        loss_fn,
+        build_tx,
+        num_microbatches=cfg.train.num_microbatches,
+        skip_nonfinite=cfg.train.on_nonfinite == "skip",
+    )
+    return Program(specs, model, weights, init, step, evaluate)
+
+
+def trained_specs(cfg: RunConfig, specs: dict[str, Any]) -> dict[str, Any]:
+    """What the run trains of a model with `specs`: its weights, or adapters where it has some."""
+    return specs if cfg.lora.rank is None else lora.adapter_specs(specs, cfg.lora)
+
+
+def hyper_values(cfg: RunConfig, traced: Sequence[str] = ()) -> dict[str, float]:
+    """Every number that a run's program is given.
+
+    Args:
+      traced: numbers that are given even where the program of `cfg` alone would not need them.
+    """
+    optim = optim_config.hyper_values(
+        cfg.optim, num_steps=cfg.train.num_steps, d_model=cfg.model.d_model
+    )
+    loss, adapters = next_token.hyper_values(cfg.loss), lora.hyper_values(cfg.lora)
+    dropout = {"dropout": cfg.model.dropout} if cfg.model.dropout else {}
+    more = {
+        name: float(getattr(cfg.loss if name in LOSS_NUMBERS else cfg.model, name))
+        for name in traced
+    }
+    return {**optim, **loss, **adapters, **dropout, **more}
+
+
+class Group(NamedTuple):
+    """Runs that one program trains.
+
+    cfg: its structure; the numbers in it are those of the first run, the LoRA rank the greatest.
+    traced: as `make_program` takes it. members: places in the list that was grouped.
+    """
+
+    cfg: RunConfig
+    traced: tuple[str, ...]
+    members: tuple[int, ...]
+
+
+def group_by_structure(configs: Sequence[RunConfig]) -> list[Group]:
+    """The fewest groups of runs of one structure each, in order of first appearance."""
+    members: dict[RunConfig, list[int]] = {}
+    for place, cfg in enumerate(configs):
+        members.setdefault(structure(cfg), []).append(place)
+    return [_group(configs, places) for places in members.values()]
+
+
+def _group(configs: Sequence[RunConfig], places: list[int]) -> Group:
+    first = configs[places[0]]
+    traced = []
+    for name in (*MODEL_NUMBERS, *LOSS_NUMBERS):
+        values = {
+            getattr(configs[p].loss if name in LOSS_NUMBERS else configs[p].model, name)
+            for p in places
+        }
+        if len(values) > 1 or (name in TERMS and values != {0}):
+            traced.append(name)
+    if first.lora.rank is not None:
+        rank = max(configs[place].lora.rank for place in places)
+        first = dataclasses.replace(first, lora=dataclasses.replace(first.lora, rank=rank))
+    return Group(first, tuple(traced), tuple(places))
+
+
+def structure(cfg: RunConfig) -> RunConfig:
+    """`cfg` with each number that can be traced set to one and the same value.
+
+    Configs with equal structures share a program. Whether the gradient is clipped and whether
+    there is a softcap or an adapter is structure; how strongly, how much and of which rank is not.
+    """
+    optim = {f.name for f in dataclasses.fields(cfg.optim)} - set(OPTIM_CHOICES)
+    return dataclasses.replace(
+        cfg,
+        seed=0,
+        model=_with_defaults(cfg.model, MODEL_NUMBERS),
+        loss=_with_defaults(cfg.loss, LOSS_NUMBERS),
+        optim=_with_defaults(cfg.optim, optim),
+        lora=_with_defaults(cfg.lora, ("rank", "alpha")),
+    )
+
+
+# Fields for which None is another structure than a number.
+_STRUCTURAL_NONE = {"clip_norm": 1.0, "attention_softcap": 1.0, "logit_softcap": 1.0, "rank": 1}
+
+
+def _with_defaults(part: Any, names) -> Any:
+    defaults = {f.name: f.default for f in dataclasses.fields(part) if f.name in names}
+    for name, value in _STRUCTURAL_NONE.items():
+        if name in defaults:
+            defaults[name] = None if getattr(part, name) is None else value
+    return dataclasses.replace(part, **defaults)
