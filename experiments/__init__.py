@@ -8,7 +8,8 @@ and verdicts can be made again from `results.json` alone, anywhere:
   SCALES: {"small": {field: value}, "full": {...}}, what a scale sets unless it is given.
   cells(cfg) -> list of dicts of plain values: the parts that are run, and kept, one by one. A cell
     holds everything that its rows are a function of.
-  claims(results) -> list of Claim. plot(results) -> list of Figure. tables(results) -> list of Table.
+  claims(results) -> list of Claim. plot(results) -> list of Figure.
+  tables(results) -> list of Table.
 
 Its `run.py` holds what needs JAX:
 

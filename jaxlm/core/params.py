@@ -94,8 +94,9 @@ def truncated_normal(sigma: float) -> Callable[[Array, ParamSpec], Array]:
 
 
 def xavier(scale: float = 1.0) -> Callable[[Array, ParamSpec], Array]:
-    """Truncated normal with sigma^2 = scale^2 * 2 / (in + out) before the cut; `scale` may be traced.
+    """Truncated normal with sigma^2 = scale^2 * 2 / (in + out) before the cut.
 
+    `scale` may be traced.
     Source: Glorot and Bengio 2010, eq. 12 for the variance.
     """
 

@@ -63,7 +63,7 @@ def draw(charts: HeatMaps, title: str, width: float, palette: style.Palette):
     across = _maps_across(len(charts.maps), columns)
     down = math.ceil(len(charts.maps) / across)
     row_labels = [style.shortened(label, 1.8, _SMALL) for label in charts.row_labels]
-    left = 0.38 + max(style.text_width(label, _SMALL) for label in row_labels)
+    left = 0.42 + max(style.text_width(label, _SMALL) for label in row_labels)
     right, gap = 0.12, 0.22
     map_width = (width - left - right - gap * (across - 1)) / across
     cell_width = min(map_width / columns, 0.95)
@@ -147,7 +147,7 @@ def _draw_cells(axes, values: np.ndarray, charts: HeatMaps, palette, spaced: boo
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
-    inset = 0.02 if spaced else 0.0
+    inset = 0.02 if spaced else -0.03  # a seam would show between cells that only touch
     colours = _colours(_LEVELS)
     scale = place_on_scale(values, charts.limits, charts.log)
     level = np.where(np.isnan(scale), -1, np.minimum(scale * _LEVELS, _LEVELS - 1)).astype(int)
@@ -159,8 +159,7 @@ def _draw_cells(axes, values: np.ndarray, charts: HeatMaps, palette, spaced: boo
             look = {"hatch": "//////", "facecolor": palette.grid, "edgecolor": palette.muted}
         else:
             look = {"facecolor": colours[n]}
-        # Without smoothing, neighbours that touch show no seam.
-        axes.add_patch(PathPatch(path, linewidth=0, antialiased=spaced, **look))
+        axes.add_patch(PathPatch(path, linewidth=0, **look))
 
 
 def _colours(count: int) -> list[str]:
@@ -172,12 +171,14 @@ def _colours(count: int) -> list[str]:
 
 def _cell_texts(charts: HeatMaps, width: float, height: float) -> tuple[list, float]:
     """The text of each cell of each map, and its size in points, 0 where there is no room."""
+    if not charts.annotate or width < 0.15:
+        return [], 0.0
     every = np.concatenate([values.ravel() for _, values in charts.maps])
     write = _number_writer(every, charts.log)
     texts = [[[write(v) for v in row] for row in values] for _, values in charts.maps]
-    widest = max((style.text_width(t, 10) for m in texts for row in m for t in row), default=0.0)
+    widest = max(style.text_width(t, 10) for t in {t for m in texts for row in m for t in row})
     room = min((width - 0.07) / max(widest, 0.1) * 10, (height - 0.04) * 72 / 1.1, _MOST_IN_CELL)
-    return texts, room if charts.annotate and room >= _LEAST_IN_CELL else 0.0
+    return texts, room if room >= _LEAST_IN_CELL else 0.0
 
 
 def _number_writer(values: np.ndarray, log: bool):
@@ -243,10 +244,9 @@ def _colour_bar(figure, charts: HeatMaps, top: float, palette: style.Palette) ->
     axes.set_xlim(low, high)
     axes.set_ylim(0, 1)
     edges = np.geomspace(low, high, 65) if charts.log else np.linspace(low, high, 65)
-    for start, end, colour in zip(edges[:-1], edges[1:], _colours(64), strict=True):
-        patch = Rectangle((start, 0), end - start, 1, facecolor=colour, linewidth=0)
-        patch.set_antialiased(False)
-        axes.add_patch(patch)
+    for start, colour in zip(edges[:-1], _colours(64), strict=True):
+        # Each to the end, over the one before: no seams.
+        axes.add_patch(Rectangle((start, 0), high - start, 1, facecolor=colour, linewidth=0))
     if charts.log:
         style.log_ticks(axes.xaxis, charts.limits, most=4)
     else:

@@ -91,7 +91,7 @@ def draw(charts: LineCharts, title: str, width: float, palette: style.Palette):
 
     # The layout by hand, in inches: what text takes is known, and a layout engine draws twice.
     y_ticks = _tick_labels(all_axes[0].yaxis, limits)
-    left = 0.34 + max(style.text_width(label) for label in y_ticks)
+    left = 0.42 + max(style.text_width(label) for label in y_ticks)
     beside = _beside(charts.references)
     right = max((style.text_width(t, _SMALL) for r in beside for t in r), default=0.0)
     right = right + 0.14 if beside else 0.16
@@ -213,7 +213,7 @@ def _draw_band(axes, band: Band, look: _Look, categories, floor: float) -> None:
         alone = _alone(shaded)  # a shade of no width
         axes.vlines(x[alone], low[alone], high[alone], color=look.colour, alpha=0.5, linewidth=3)
     axes.plot(x, y, color=look.colour, linestyle=look.dash, linewidth=1.8)
-    marked = known if known.sum() <= _MOST_MARKED else _alone(known)
+    marked = known if len(x) <= _MOST_MARKED else _alone(known)
     axes.plot(x[marked], y[marked], color=look.colour, linestyle="", marker="o", markersize=3.6)
 
 

@@ -85,21 +85,7 @@ def make_program(
         return lora.merge(frozen, params, hypers, cfg.lora.scaling)
 
     def init(seed, hypers):
-        def evaluate(state, batches):
-        params = weights(state.params, state.frozen, state.hypers)
-        forward = model(state.hypers).forward
-
-        def add(total, batch):
-            nll, _ = cross_entropy(
-                forward(params, batch.tokens, segment_ids=batch.segment_ids), batch.targets
-            )
-            return jax.tree.map(jnp.add, total, token_metrics(nll, batch, token_bytes)), None
-
-        nothing = Mean(jnp.float32(0), jnp.float32(0))
-        totals, _ = jax.lax.scan(add, {"loss": nothing, "bits_per_byte": nothing}, batches)
-        return totals
-
-    specs = trained_specs(cfg, transformer.param_specs(model_config(hypers)))
+        specs = trained_specs(cfg, transformer.param_specs(model_config(hypers)))
         return init_state(seed, specs, hypers, build_tx)
 
     def evaluate(state, batches):
