@@ -6,6 +6,8 @@
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
   python launch.py --config=runs/a/config.json --workdir=runs/b   repeat run a
+  python launch.py --experiment=copy_task                 a study: question, claims, figures
+  python launch.py --sweep=configs/sweeps/lr_by_seed.py   many runs, one program a structure
 
 Every field of a config can be set on the command line, such as --config.model.num_layers=8; a
 name that does not exist is answered with the nearest one. Without --workdir a run gets a new
@@ -26,6 +28,9 @@ _JOBS = "\n".join(f"{name}: {does}" for name, does in jobs.JOBS.items())
 _FLAGS = [
     flags.DEFINE_string("job", "train", f"What to do. {_JOBS}"),
     flags.DEFINE_string("config", None, "A .py file with get_config(), or a run's config.json."),
+    flags.DEFINE_string("experiment", None, "Run a study, by its name in experiments/; or all."),
+    flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
+    flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
     flags.DEFINE_string("checkpoint", "newest", "evaluate, sample: newest or best."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
@@ -80,12 +85,24 @@ def main(overrides: dict[str, str]) -> int:
         known = ", ".join(jobs.JOBS)
         near = nearest(args.job, list(jobs.JOBS))
         raise ConfigError(f"--job={args.job}: no such job{near} (jobs: {known})")
-    for name in ("config", "workdir"):
+    for name in ("config", "workdir", "experiment", "sweep"):
         if args[name].value == "":
-            raise ConfigError(f"--{name}=: expected a path; leave the flag out for the default")
+            raise ConfigError(f"--{name}=: expected a value; leave the flag out for the default")
     default = str(ROOT / "configs" / "plays.py")
     launch = jobs.Launch(args.config, overrides, args.workdir, default, args)
-    return jobs.run(args.job, launch)
+    return jobs.run(job_of(args), launch)
+
+
+def job_of(args: flags.FlagValues) -> str:
+    """--job, or what --experiment or --sweep says instead."""
+    given = [name for name in ("experiment", "sweep") if args[name].value is not None]
+    if args["job"].present:
+        given.insert(0, "job")
+    if len(given) > 1:
+        raise ConfigError(f"--{given[0]} and --{given[1]}: give one of the two")
+    if args.sweep_index is not None and args.sweep is None:
+        raise ConfigError(f"--sweep_index={args.sweep_index}: of which sweep? give --sweep")
+    return jobs.BY_FLAG.get(given[0], args.job) if given else args.job
 
 
 def guarded(step, *args):

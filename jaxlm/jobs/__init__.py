@@ -14,6 +14,8 @@ JOBS = {
     "compare": "runs side by side, and the fields in which their configs differ",
 }
 
+BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their own
+
 
 class Launch(NamedTuple):
     """What the command line asked for.
@@ -31,5 +33,5 @@ class Launch(NamedTuple):
 
 
 def run(name: str, launch: Launch) -> int:
-    """Runs a job of `JOBS` by name; returns the exit code of the process."""
+    """Runs a job of `JOBS` or `BY_FLAG` by name; returns the exit code of the process."""
     return importlib.import_module(f"jaxlm.jobs.{name}").main(launch) or 0
