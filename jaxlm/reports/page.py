@@ -64,8 +64,30 @@ pre b { color: var(--second); }
 details { margin: 6px 0; }
 summary { cursor: pointer; color: var(--muted); }
 code { font-size: 13px; overflow-wrap: anywhere; }
-@media (max-width: 720px) { .charts { grid-template-columns: 1fr; }
-  .charts .last-odd { max-width: none; } }
+.charts .alone { grid-column: 1 / -1; max-width: 50%; }
+.claims { display: grid; gap: 10px; margin: 20px 0; }
+.claim { border-left: 4px solid; }
+.claim h3 { font-size: 16px; margin: 2px 0; }
+.claim p { margin: 0; font-size: 13.5px; overflow-wrap: anywhere; }
+.verdict { font-weight: 650; font-size: 13px; margin-right: 14px; white-space: nowrap; }
+.verdict.yes { color: var(--third); }
+.verdict.no { color: var(--fifth); }
+.verdict.open { color: var(--muted); }
+.claim.yes { border-color: var(--third); }
+.claim.no { border-color: var(--fifth); }
+.claim.open { border-color: var(--muted); }
+.mixed { width: auto; }
+.mixed td, .mixed th { padding-right: 24px; }
+.mixed td:first-child, .mixed th:first-child { text-align: right; }
+.mixed td.left, .mixed th.left { text-align: left; }
+.study { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 20px;
+  margin: 16px 0; }
+.study h2 { margin: 0 0 10px; }
+.study p { margin: 0 0 6px; }
+a { color: var(--first); }
+.study h2 a { color: var(--text); }
+@media (max-width: 720px) { .charts, .study { grid-template-columns: 1fr; }
+  .charts .last-odd, .charts .alone { max-width: none; } }
 """
 
 

@@ -4,13 +4,13 @@ import json
 import math
 import os
 import pathlib
-import shlex
 from typing import Any
 
 import numpy as np
 
-from jaxlm.reports import page
+from jaxlm.reports import page, sections
 from jaxlm.reports.curves import SECOND, Curve, chart, cropped_limits
+from jaxlm.reports.files import write_atomic
 
 REPORT = "report.html"
 _MAX_SCHEDULE_ROWS = 16
@@ -37,9 +37,7 @@ def write_run_report(workdir: str | os.PathLike) -> pathlib.Path:
         *_environment(run),
     ]
     path = workdir / REPORT
-    temporary = path.with_name(f".{REPORT}.{os.getpid()}.tmp")
-    temporary.write_text(page.page(f"{name}: run report", body), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomic(path, page.page(f"{name}: run report", body))
     return path
 
 
@@ -242,25 +240,7 @@ def _config(run: _Run) -> list[str]:
     parts = ["<h2>Config</h2>"]
     if not run.config:
         return [*parts, page.paragraph("There is no config.json.", "muted")]
-    loose, groups = [], []
-    for name, value in run.config.items():
-        if isinstance(value, dict):
-            groups.append(page.card(name, page.pairs(_flat(value))))
-        else:
-            loose.append((name, _plain(value)))
-    if loose:
-        groups.insert(0, page.card("run", page.pairs(loose)))
-    return [*parts, page.cards(groups)]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((prefix + name, _plain(value)))
-    return rows
+    return [*parts, sections.config(run.config)]
 
 
 def _schedule(run: _Run) -> list[str]:
@@ -326,16 +306,7 @@ def _environment(run: _Run) -> list[str]:
     parts = ["<h2>Environment</h2>"]
     if not run.provenance:
         return [*parts, page.paragraph("There is no provenance.json.", "muted")]
-    command = run.provenance.get("command")
-    if isinstance(command, list):
-        parts.append(page.text_block("", shlex.join(map(str, command))))
-    rows, groups = [], []
-    for name, value in run.provenance.items():
-        if isinstance(value, dict):
-            groups.append(page.card(name, page.pairs(_flat(value))))
-        elif name != "command" and value not in (None, ""):
-            rows.append((name.replace("_", " "), _plain(value)))
-    return [*parts, page.cards([page.card("run", page.pairs(rows)), *groups])]
+    return [*parts, sections.environment(run.provenance)]
 
 
 def _total(records: list[dict[str, Any]], field: str) -> float:
@@ -359,18 +330,6 @@ def _series(records: list[dict[str, Any]], field: str) -> tuple[list[float], lis
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value)) or "none"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
 def _count(step: Any) -> str:
