@@ -6,8 +6,8 @@ import pytest
 
 from jaxlm.core.config import from_dict, to_dict
 from jaxlm.jobs.configs import read_config
-from jaxlm.jobs.train import run_hypers
 from jaxlm.train.config import RunConfig
+from jaxlm.train.program import hyper_values
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -15,5 +15,5 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_loads_fits_together_and_survives_json(path):
     cfg = read_config(path)
-    assert run_hypers(cfg)["total_steps"] == cfg.train.num_steps
+    assert hyper_values(cfg)["total_steps"] == cfg.train.num_steps
     assert from_dict(RunConfig, to_dict(cfg)) == cfg

@@ -41,6 +41,7 @@ from jaxlm.train.config import RunConfig
 from jaxlm.train.state import TrainState
 
 METRICS_FILE = "metrics.jsonl"  # only what is a function of (config, text, step)
+PROVENANCE_FILE = "provenance.json"
 TIMINGS_FILE = "timings.jsonl"  # clocks and memory
 SAMPLES_FILE = "samples.jsonl"
 SUMMARY_FILE = "summary.json"

@@ -23,6 +23,7 @@ from jaxlm.models.api import LanguageModel
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
+from jaxlm.train.program import trained_specs
 
 TOKENIZER_FILE = "tokenizer.json"
 EVAL_TOKENS = 8192  # tokens of one validation batch, about: large enough to be fast, small to hold
@@ -91,11 +92,6 @@ def max_positions(cfg: TransformerConfig) -> int | None:
     return cfg.context_length if cfg.positions == "learned" else None
 
 
-def trained_specs(cfg: RunConfig, model: LanguageModel) -> dict[str, Any]:
-    """Specs of what the run trains: the model's weights, or adapters where it has some."""
-    return model.specs if cfg.lora.rank is None else lora.adapter_specs(model.specs, cfg.lora)
-
-
 def model_weights(cfg: RunConfig, params: Params, base: Params) -> Params:
     """What the model computes with: `params` themselves, or as adapters merged into `base`."""
     if cfg.lora.rank is None:
@@ -157,7 +153,7 @@ def open_run(workdir: pathlib.Path, which: str = "newest", flag: str = "--workdi
     path, manifest = found
     check_tokenizer(manifest, tokenizer, path)
     model = transformer.build(cfg.model)
-    abstract = params_lib.abstract_params(trained_specs(cfg, model))
+    abstract = params_lib.abstract_params(trained_specs(cfg, model.specs))
     params = checkpoints.restore(path, abstract, part="params")
     params = model_weights(cfg, params, restore_frozen(workdir, manifest, model))
     return TrainedRun(

@@ -19,6 +19,7 @@ from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config
 from jaxlm.jobs.recorder import (
     METRICS_FILE,
+    PROVENANCE_FILE,
     SAMPLES_FILE,
     SUMMARY_FILE,
     NonFiniteError,
@@ -34,29 +35,26 @@ from jaxlm.jobs.setup import (
     open_run,
     prepare_data,
     restore_frozen,
-    trained_specs,
     with_vocabulary,
 )
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
-from jaxlm.objectives import next_token
-from jaxlm.optim.config import hyper_values
-from jaxlm.optim.optimizers import make_tx
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.loop import run_loop
-from jaxlm.train.state import TrainState, init_state
-from jaxlm.train.step import compile_steps, make_train_step
+from jaxlm.train.program import hyper_values, make_program, trained_specs
+from jaxlm.train.state import TrainState
+from jaxlm.train.step import compile_steps
 
 SCHEDULE_FILE = "schedule.json"
-PROVENANCE_FILE = "provenance.json"
 
 # Fields of a model that may differ from those of the base its adapters are added to: none of them
 # changes what the base computes, or it shows in the shapes of the weights.
 FREE_OF_BASE = (
-    *("context_length", "dropout", "dtype", "remat", "scan_unroll", "output_init"),
+    *("context_length", "dropout", "dtype", "remat", "scan_unroll"),
+    *("init_scale", "output_init"),
     *("num_kv_heads", "head_dim", "d_ff"),
 )
 
@@ -90,10 +88,10 @@ def main(launch: Launch) -> int:
     data = prepare_data(cfg, tokenizer)
     cfg = with_vocabulary(cfg, data.tokenizer)
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
-    hypers = run_hypers(cfg)
+    hypers = hyper_values(cfg)
     sample_request(cfg, data)
     model = transformer.build(cfg.model)
-    trained_specs(cfg, model)  # refuses what cannot be adapted
+    trained_specs(cfg, model.specs)  # refuses what cannot be adapted
     base = open_base(cfg, model) if cfg.train.init_from and not saved else None
     folder = folder or workdir.new_run_dir("runs", name)
 
@@ -120,14 +118,6 @@ def main(launch: Launch) -> int:
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
-
-
-def run_hypers(cfg: RunConfig) -> dict[str, float]:
-    """Every numeric hyper-parameter of a run, to be traced."""
-    optim = hyper_values(cfg.optim, num_steps=cfg.train.num_steps, d_model=cfg.model.d_model)
-    dropout = {"dropout": cfg.model.dropout} if cfg.model.dropout else {}
-    loss, adapters = next_token.hyper_values(cfg.loss), lora.hyper_values(cfg.lora)
-    return {**optim, **loss, **adapters, **dropout}
 
 
 def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
@@ -183,8 +173,9 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
         f"{sizes.D}, {sizes.H} heads, context {m.context_length}, {m.activation}, {m.positions}"
     )
     if cfg.lora.rank is not None:
+        num_trained = params_lib.count_params(trained_specs(cfg, model.specs))
         print(
-            f"adapters  {params_lib.count_params(trained_specs(cfg, model)):,} parameters trained: "
+            f"adapters  {num_trained:,} parameters trained: "
             f"rank {cfg.lora.rank} on {', '.join(cfg.lora.targets)}, alpha {cfg.lora.alpha:g}, "
             f"{cfg.lora.scaling}; the {params_lib.count_params(model.specs):,} above are frozen"
         )
@@ -225,14 +216,11 @@ def _train(
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    specs = trained_specs(cfg, model)
-    build_tx = make_tx(cfg.optim, specs)
+    program = make_program(cfg, data.tokenizer.token_bytes)
     # Run once, the initial state is compiled for a quick start: 1.4 s in place of 5.9 at 0.8 M
     # parameters on a CPU, where random bits are long programs.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    make_state = jax.jit(
-        lambda: init_state(cfg.seed, specs, hypers, build_tx), compiler_options=quick
-    )
+    make_state = jax.jit(lambda: program.init(cfg.seed, hypers), compiler_options=quick)
     if found is None:
         start, state = 0, make_state()
         if cfg.train.init_from is not None:
@@ -252,16 +240,6 @@ def _train(
     table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=200)
     workdir.save_json(folder / SCHEDULE_FILE, [[n + 1, rate] for n, rate in table])
 
-    loss_fn = next_token.make_loss_fn(model, token_bytes=data.tokenizer.token_bytes)
-    if cfg.lora.rank is not None:
-        loss_fn = lora.adapted_loss(loss_fn, cfg.lora.scaling)
-    step = make_train_step(
-        loss_fn,
-        build_tx,
-        num_microbatches=cfg.train.num_microbatches,
-        skip_nonfinite=cfg.train.on_nonfinite == "skip",
-    )
-
     def batch(n):
         return batch_at(
             data.train,
@@ -277,7 +255,7 @@ def _train(
     with Recorder(cfg, folder, data, model, hypers, start, started) as recorder:
         recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
         state = run_loop(
-            compile_steps(step),
+            compile_steps(program.step),
             state,
             batch,
             start=start,
@@ -290,7 +268,9 @@ def _train(
             print(f"stopped   by {recorder.signal.name}; the run is saved, go on with:")
             print(f"          python launch.py --workdir={folder}")
             return 128 + recorder.signal
-    summary = recorder.write_summary(params_lib.count_params(specs), flops_per_token(cfg, model))
+    summary = recorder.write_summary(
+        params_lib.count_params(program.specs), flops_per_token(cfg, model)
+    )
     print(f"result    {result_line(summary)}")
     report = write_run_report(folder)
     print(f"report    {report}  ({time.perf_counter() - started:.1f} s in all)")

@@ -21,6 +21,7 @@ from jaxlm.models import lora, transformer
 from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.train.config import RunConfig
+from jaxlm.train.program import trained_specs
 from jaxlm.train.state import TrainState
 from jaxlm.train.step import compile_steps
 
@@ -225,7 +226,7 @@ def test_flops_are_those_xla_counts():
         weights = lora.attach(base, adapters, {"lora_alpha": 1.0}, cfg.lora.scaling)
         return jnp.sum(jnp.square(model.forward(weights, tokens)))
 
-    adapters, base = map(params_lib.abstract_params, (setup.trained_specs(cfg, model), model.specs))
+    adapters, base = map(params_lib.abstract_params, (trained_specs(cfg, model.specs), model.specs))
     tokens = jax.ShapeDtypeStruct((32, 16), jnp.int32)
     compiled = jax.jit(jax.grad(loss)).lower(adapters, base, tokens).compile()
     counted = compiled.cost_analysis()["flops"]
