@@ -11,7 +11,8 @@ _COLOURS = "viridis"  # from dark to light in even steps, also to the colour-bli
 _LEVELS = 256
 _LABEL, _SMALL = 10.0, 9.0  # sizes of text in points
 _MOST_IN_CELL, _LEAST_IN_CELL = 8.5, 6.5
-_DARK_TEXT, _LIGHT_TEXT = "#14171b", "#ffffff"
+_BLACK, _WHITE = "#000000", "#ffffff"
+_MIDDLE = 0.179  # luminance against which black and white have the same contrast, 4.6
 _BAR_WIDTH, _BAR_HEIGHT = 1.9, 0.13  # inches
 
 
@@ -159,7 +160,7 @@ def _draw_cells(axes, values: np.ndarray, charts: HeatMaps, palette, spaced: boo
             look = {"hatch": "//////", "facecolor": palette.grid, "edgecolor": palette.muted}
         else:
             look = {"facecolor": colours[n]}
-        axes.add_patch(PathPatch(path, linewidth=0, **look))
+        axes.add_artist(PathPatch(path, linewidth=0, **look))
 
 
 def _colours(count: int) -> list[str]:
@@ -216,7 +217,7 @@ def _annotate(axes, values, charts: HeatMaps, texts, points: float) -> None:
         if math.isnan(value):
             continue
         colour = to_rgb(colours[min(int(value * _LEVELS), _LEVELS - 1)])
-        text_colour = _DARK_TEXT if luminance(colour) > 0.22 else _LIGHT_TEXT
+        text_colour = _BLACK if luminance(colour) > _MIDDLE else _WHITE
         look = {"ha": "center", "va": "center_baseline", "fontsize": points, "color": text_colour}
         axes.text(column + 0.5, row + 0.5, texts[row][column], **look)
 
@@ -246,7 +247,7 @@ def _colour_bar(figure, charts: HeatMaps, top: float, palette: style.Palette) ->
     edges = np.geomspace(low, high, 65) if charts.log else np.linspace(low, high, 65)
     for start, colour in zip(edges[:-1], _colours(64), strict=True):
         # Each to the end, over the one before: no seams.
-        axes.add_patch(Rectangle((start, 0), high - start, 1, facecolor=colour, linewidth=0))
+        axes.add_artist(Rectangle((start, 0), high - start, 1, facecolor=colour, linewidth=0))
     if charts.log:
         style.log_ticks(axes.xaxis, charts.limits, most=4)
     else:

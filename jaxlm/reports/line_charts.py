@@ -193,9 +193,9 @@ def _limits(charts: LineCharts) -> tuple[float, float]:
         return (0.1, 1.0) if charts.log_y else (0.0, 1.0)
     low, high = float(known.min()), float(known.max())
     if charts.log_y:
-        margin = max((high / low) ** 0.05, 1.1)
-        return low / margin, high * margin
-    if 0 <= low <= 0.4 * high:
+        margin = max(math.exp(0.05 * (math.log(high) - math.log(low))), 1.1)
+        return max(low / margin, math.nextafter(0, 1)), high * margin
+    if 0 <= low <= 0.4 * high and high > 0:
         return 0.0, high * 1.05
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin

@@ -94,8 +94,8 @@ def write_study_report(folder: str | os.PathLike, study: StudyReport) -> pathlib
         *_figures(study.figures),
         *map(_table_section, study.tables),
         *_notes(study.notes),
-        *_timings(study.timings),
         *_settings("Config", study.config, sections.config),
+        *_timings(study.timings),
         *_settings("Environment", study.provenance, sections.environment),
     ]
     text = page.page(f"{study.name}: study report", body)
