@@ -4,7 +4,7 @@ import importlib.util
 import pathlib
 from typing import Any
 
-from jaxlm.core.config import ConfigError, apply_overrides, from_dict, to_dict
+from jaxlm.core.config import FLAG, ConfigError, apply_overrides, from_dict, to_dict
 from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
 from jaxlm.train.config import RunConfig
@@ -28,19 +28,24 @@ def read_config(path: str | pathlib.Path) -> Any:
         return load_config(path, RunConfig)
     if path.suffix != ".py":
         raise ConfigError(f"{flag}: expected a .py file with get_config() or a run's config.json")
+    config = run_file(path, flag, "get_config")
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"{flag}: get_config() gave a {type(config).__name__}, not a RunConfig")
+    return from_dict(RunConfig, to_dict(config), flag)  # a dataclass does not check its types
+
+
+def run_file(path: pathlib.Path, flag: str, function: str) -> Any:
+    """What a function of a .py file gives; what goes wrong in it is one line behind `flag`."""
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        config = module.get_config()
-    except ConfigError:
-        raise
+        return getattr(module, function)()
+    except ConfigError as error:
+        raise ConfigError(str(error) if FLAG in str(error) else f"{flag}: {error}") from None
     except (Exception, SystemExit) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{flag}: {what}") from None
-    if not isinstance(config, RunConfig):
-        raise ConfigError(f"{flag}: get_config() gave a {type(config).__name__}, not a RunConfig")
-    return from_dict(RunConfig, to_dict(config), flag)  # a dataclass does not check its types
 
 
 def launch_config(launch: Launch) -> tuple[RunConfig, str]:

@@ -156,14 +156,13 @@ def _program_names(study: ModuleType) -> tuple[str, ...]:
 
 
 def describe(cell: dict, cells: list[dict]) -> str:
-    """The fields in which a cell differs from others: "positions=rope num_layers=2"."""
-    varied = [
-        name
-        for name in dict.fromkeys(n for c in cells for n in c)
-        if len({json.dumps(c.get(name), sort_keys=True) for c in cells}) > 1
-    ]
-    shown = {n: cell[n] for n in varied if n in cell and isinstance(cell[n], str | int | float)}
-    return " ".join(f"{name}={value}" for name, value in shown.items())
+    """The fields in which a cell differs from others that have them: "positions=rope"."""
+
+    def values(name):
+        return {json.dumps(c[name], sort_keys=True) for c in cells if name in c}
+
+    shown = {n: v for n, v in cell.items() if isinstance(v, str | int | float)}
+    return " ".join(f"{name}={v}" for name, v in shown.items() if len(values(name)) > 1)
 
 
 def measure_once(study: ModuleType, cfg: Any, folder: pathlib.Path) -> None:

@@ -134,7 +134,7 @@ def compile_population(
 
     def run(state, frozen, xs, shared, evaluates):
         # Placed by hand: a compiled program does not move its arguments.
-        xs = jax.device_put(xs, split)
+        state, xs = jax.device_put((state, xs), split)
         frozen, shared = (jax.device_put(x, whole) for x in (frozen, shared))
         return compiled(state, frozen, xs, shared, jax.device_put(np.bool_(evaluates), whole))
 
@@ -162,6 +162,7 @@ def train_population(
     num_steps: int,
     eval_every: int | None = None,
     steps_per_call: int | None = None,
+    start: Params | None = None,
     frozen: Params | None = None,
     evaluate: Callable[[TrainState, Any], Any] | None = None,
     shared: Any = None,
@@ -173,6 +174,7 @@ def train_population(
       inputs: (first step, last step + 1) -> xs [P, steps, ...], what the steps read.
       eval_every: steps between evaluations; None: at the end only. It divides num_steps.
       steps_per_call: steps in one call of the program; None: eval_every. It divides both.
+      start: weights that every lane starts from; None: each from those that `init` draws.
       evaluate, shared, frozen, bytes_free: as for `compile_population`.
     """
     eval_every = eval_every or num_steps
@@ -192,6 +194,8 @@ def train_population(
         bytes_free=bytes_free,
     )
     state = population.init(np.asarray(seeds, np.int32), hypers)
+    if start is not None:
+        state = state.replace(params=jax.tree.map(_in_every_lane, start, state.params))
     metrics, evaluations = [], []
     for done in range(per_call, num_steps + 1, per_call):
         due = done % eval_every == 0
@@ -214,6 +218,10 @@ def stack_hypers(each: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
     """{name: f32[P]} of the numbers of P runs, which all have the same names."""
     each = list(each)
     return {name: np.array([values[name] for values in each], np.float32) for name in each[0]}
+
+
+def _in_every_lane(x: Any, like: jax.Array) -> jax.Array:
+    return jax.device_put(jnp.broadcast_to(x, like.shape), like.sharding)
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,0 +1,425 @@
+"""--sweep=FILE: trains every point of a sweep, all points of one structure in one program."""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.core import sweep as sweep_lib
+from jaxlm.core.config import FLAG, ConfigError, apply_overrides, to_dict
+from jaxlm.core.sweep import Point
+from jaxlm.data.batches import Batch, batch_at
+from jaxlm.io import checkpoints, compile_cache, metric_log, provenance, workdir
+from jaxlm.io.results import write_table
+from jaxlm.jobs import Launch
+from jaxlm.jobs.configs import launch_config, run_file
+from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
+from jaxlm.jobs.setup import Data, prepare_data, validation_batches, with_vocabulary
+from jaxlm.jobs.signals import stop_requests
+from jaxlm.jobs.train import open_base
+from jaxlm.models import transformer
+from jaxlm.optim.schedules import learning_rate
+from jaxlm.reports.sweep_report import (
+    FinishedPoint,
+    best_setting,
+    describe,
+    settings_of,
+    write_sweep_report,
+)
+from jaxlm.tokenizers import load_tokenizer
+from jaxlm.train.config import RunConfig
+from jaxlm.train.population import compile_population, means, stack_hypers
+from jaxlm.train.program import Group, group_by_structure, hyper_values, make_program, trained_specs
+
+SWEEP_FILE = "sweep.json"
+TABLE_FILE = "table.csv"
+POINTS, GROUPS, ROWS_FILE = "points", "groups", "rows.jsonl"
+FORMAT = 1
+CALL_BYTES = 1 << 27  # of batches given to one call of a program
+SHOW_EVERY_S = 5.0
+
+
+class Sweep(NamedTuple):
+    """What is to be trained: configs[i] is `base` with points[i]."""
+
+    name: str
+    base: RunConfig
+    points: list[Point]
+    configs: list[RunConfig]
+
+
+def main(launch: Launch) -> int:
+    started = time.perf_counter()
+    compile_cache.enable()
+    sweep, index = read_sweep(launch), launch.flags.sweep_index
+    if index is not None and index >= len(sweep.points):
+        raise ConfigError(
+            f"--sweep_index={index}: the sweep has {len(sweep.points)} points, 0 to "
+            f"{len(sweep.points) - 1}"
+        )
+    if index is not None and launch.workdir is None:
+        raise ConfigError(f"--sweep_index={index} needs --workdir, one folder for all points")
+    data = open_data(sweep)
+    configs = [with_vocabulary(c, data(c).tokenizer) for c in sweep.configs]
+    groups = group_by_structure(configs)
+    for group in groups:  # refuses what cannot be trained before a folder is made
+        make_base(group.cfg)
+        trained_specs(group.cfg, transformer.param_specs(group.cfg.model))
+        for place in group.members:
+            hyper_values(configs[place], group.traced)
+    folder = pathlib.Path(launch.workdir or workdir.new_run_dir("runs", sweep.name))
+    lock = folder if index is None else point_folder(folder, index)
+    with workdir.WorkdirLock(lock), stop_requests(print) as stopped:
+        save_sweep(folder, sweep)
+        describe_sweep(folder, sweep, groups)
+        for number, group in enumerate(groups):
+            wanted = group.members if index is None else (index,)
+            places = [p for p in wanted if p in group.members and not is_finished(folder, p)]
+            if not places:
+                continue
+            print(f"group     {number + 1}/{len(groups)}: {len(places)} points", flush=True)
+            train_points(configs, group, places, data(group.cfg), folder, stopped)
+            if stopped():
+                print(f"stopped   by {stopped().name}; finished points are kept, go on with:")
+                print(f"          python launch.py --sweep={launch.flags.sweep} --workdir={folder}")
+                return 128 + stopped()
+    missing = [p for p in range(len(sweep.points)) if not is_finished(folder, p)]
+    if missing:
+        print(f"finished  {len(sweep.points) - len(missing)} of {len(sweep.points)} points")
+        return 0
+    finish(folder, sweep)
+    print(f"report    {folder / 'report.html'}  ({time.perf_counter() - started:.1f} s in all)")
+    return 0
+
+
+def read_sweep(launch: Launch) -> Sweep:
+    """The sweep of a .py file; each of its points is checked as a config.
+
+    Raises:
+      ConfigError: the file, a point or a combination of values cannot be used.
+    """
+    path = pathlib.Path(launch.flags.sweep)
+    flag = f"--sweep={path}"
+    if not path.is_file() or path.suffix != ".py":
+        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        known = f" (in {path.parent}: {', '.join(near)})" if near else ""
+        raise ConfigError(f"{flag}: expected a .py file with get_sweep(){known}")
+    points = run_file(path, flag, "get_sweep")
+    if not isinstance(points, list) or not all(isinstance(p, dict) for p in points):
+        raise ConfigError(f"{flag}: get_sweep() must return a list of points; build it with axis()")
+    if not points:
+        raise ConfigError(f"{flag}: get_sweep() gave no points")
+    source = launch.config
+    if source is None and "def get_config" in path.read_text(encoding="utf-8"):
+        source = str(path)
+    base, _ = launch_config(launch._replace(config=source or launch.default_config))
+    both = sorted({p for point in points for p in point} & set(launch.overrides))
+    if both:
+        raise ConfigError(f"{FLAG}{both[0]}: the sweep sets this field itself; leave one out")
+    configs = []
+    for number, point in enumerate(points):
+        try:
+            configs.append(apply_overrides(base, point))
+        except ConfigError as error:
+            raise ConfigError(f"{flag}: point {number}: {error}") from None
+    return Sweep(path.stem, base, points, configs)
+
+
+def open_data(sweep: Sweep) -> Callable[[RunConfig], Data]:
+    """config -> its text as tokens; each text is read once."""
+    opened: dict[Any, Data] = {}
+
+    def data(cfg: RunConfig) -> Data:
+        key = (cfg.data, cfg.tokenizer, cfg.train.init_from, cfg.model.context_length)
+        if key not in opened:
+            source = cfg.train.init_from
+            tokenizer = load_tokenizer(pathlib.Path(source) / "tokenizer.json") if source else None
+            opened[key] = prepare_data(cfg, tokenizer)
+        return opened[key]
+
+    for cfg in sweep.configs:
+        data(cfg)
+    return data
+
+
+def make_base(cfg: RunConfig) -> Any:
+    """Weights that the points start from, of `train.init_from`; None without it."""
+    if cfg.train.init_from is None:
+        if cfg.lora.rank is not None:
+            raise ConfigError(
+                f"{FLAG}lora.rank={cfg.lora.rank}: adapters need a trained model to be added to; "
+                f"name its run with {FLAG}train.init_from=WORKDIR"
+            )
+        return None
+    return open_base(cfg, transformer.build(cfg.model)).params
+
+
+def save_sweep(folder: pathlib.Path, sweep: Sweep) -> None:
+    """Writes sweep.json, or raises ConfigError where another sweep is in the folder."""
+    saved = {
+        "format_version": FORMAT,
+        "base": to_dict(sweep.base),
+        "points": json.loads(json.dumps(sweep.points)),
+    }
+    path = folder / SWEEP_FILE
+    if not path.exists():
+        (folder / POINTS).mkdir(parents=True, exist_ok=True)
+        workdir.save_json(path, saved)
+    elif workdir.load_json(path) != saved:
+        raise ConfigError(
+            f"--workdir={folder}: holds another sweep; give it its own file and overrides, or "
+            "choose another --workdir"
+        )
+
+
+def describe_sweep(folder: pathlib.Path, sweep: Sweep, groups: Sequence[Group]) -> None:
+    axes = ["+".join(axis) for axis in sweep_lib.axes_of(sweep.points)]
+    done = sum(is_finished(folder, place) for place in range(len(sweep.points)))
+    print(f"sweep     {folder}: {len(sweep.points)} points over {', '.join(axes) or 'no axis'}")
+    programs = "program" if len(groups) == 1 else "programs"
+    print(f"programs  {len(groups)} {programs} to train them, one for each structure")
+    if done:
+        print(f"kept      {done} finished points")
+
+
+def point_folder(folder: pathlib.Path, place: int) -> pathlib.Path:
+    return folder / POINTS / f"{place:04d}"
+
+
+def is_finished(folder: pathlib.Path, place: int) -> bool:
+    return (point_folder(folder, place) / "rows.json").exists()
+
+
+def train_points(
+    configs: Sequence[RunConfig],
+    group: Group,
+    places: Sequence[int],
+    data: Data,
+    folder: pathlib.Path,
+    stopped: Callable[[], Any],
+) -> None:
+    """Trains points of one group side by side and writes the rows of each.
+
+    The state of all of them is checkpointed, so a killed sweep goes on where it was.
+    """
+    cfg, started = group.cfg, time.perf_counter()
+    mine = [configs[place] for place in places]
+    program = make_program(cfg, data.tokenizer.token_bytes, group.traced)
+    numbers = [hyper_values(c, group.traced) for c in mine]
+    base = make_base(cfg)
+    frozen = base if cfg.lora.rank is not None else {}
+    num_steps, every = cfg.train.num_steps, cfg.train.eval_every
+    per_call = steps_per_call(cfg, len(places))
+
+    def inputs(first: int) -> Batch:
+        return lane_batches(mine, data, range(first, first + per_call))
+
+    shared = _stack(list(validation_batches(cfg, data))[: cfg.train.eval_batches])
+    xs = inputs(0)
+    population = compile_population(
+        program.init,
+        program.step,
+        num_lanes=len(places),
+        hypers=stack_hypers(numbers),
+        xs=xs,
+        frozen=frozen,
+        evaluate=program.evaluate,
+        shared=shared,
+        bytes_free=free_bytes(),
+    )
+    if population.lanes_at_once < len(places):
+        print(f"memory    {population.lanes_at_once} points at once fit; the others wait")
+    own = folder / GROUPS / "-".join(f"{p}" for p in _ends(places))
+    own.mkdir(parents=True, exist_ok=True)
+    seeds = np.array([c.seed for c in mine], np.int32)
+    make_state = _initial_state(population, seeds, numbers, base, cfg)
+    done, state = _restore(own, places, make_state)
+    metric_log.truncate(own / ROWS_FILE, lambda row: row["step"] <= done)
+    shown = time.perf_counter()
+    with (
+        metric_log.MetricLog(own / ROWS_FILE) as log,
+        checkpoints.Checkpointer(own, keep_last=1, keep_best=0) as checkpointer,
+    ):
+        if done:
+            print(f"resumed   at step {done}")
+            xs = inputs(done) if done < num_steps else None
+        while done < num_steps and not stopped():
+            due = (done + per_call) % every == 0 or done + per_call == num_steps
+            state, metrics, scores = population.run(state, frozen, xs, shared, due)
+            done += per_call
+            if done < num_steps:
+                xs = inputs(done)
+            values = means(metrics)
+            evaluated = means(scores) if due else {}
+            for row in table_rows(mine, places, numbers, done, values, evaluated):
+                log.append(row)
+            save = done % cfg.train.save_every == 0 or stopped()
+            if save and done < num_steps:
+                log.sync()
+                checkpointer.save(done, state, extra={"places": list(places)})
+            if time.perf_counter() - shown > SHOW_EVERY_S or done == num_steps:
+                shown = time.perf_counter()
+                print(f"step      {done}/{num_steps}  {_losses(values)}", flush=True)
+    if done < num_steps:
+        return
+    rows: dict[int, list] = {place: [] for place in places}
+    for row in metric_log.read(own / ROWS_FILE):
+        rows[row["point"]].append(row)
+    for place in places:
+        path = point_folder(folder, place)
+        path.mkdir(parents=True, exist_ok=True)
+        workdir.save_json(path / "config.json", _saved_config(configs[place]))
+        workdir.save_json(path / "rows.json", rows[place])
+    record = {"points": len(places), "seconds": time.perf_counter() - started}
+    with metric_log.MetricLog(folder / TIMINGS_FILE) as timings:
+        timings.append({**record, "lanes_at_once": population.lanes_at_once})
+
+
+def _ends(places: Sequence[int]) -> list[int]:
+    return [places[0], places[-1], len(places)]
+
+
+def _saved_config(cfg: RunConfig) -> dict[str, Any]:
+    return {"format_version": workdir.CONFIG_FORMAT, "config": to_dict(cfg)}
+
+
+def _initial_state(population, seeds, numbers, base, cfg: RunConfig) -> Callable[[], Any]:
+    def make_state():
+        state = population.init(seeds, stack_hypers(numbers))
+        if base is None or cfg.lora.rank is not None:
+            return state
+        params = jax.tree.map(lambda w: jnp.broadcast_to(w, (len(seeds), *w.shape)), base)
+        return state.replace(params=params)
+
+    return make_state
+
+
+def _restore(own: pathlib.Path, places: Sequence[int], make_state) -> tuple[int, Any]:
+    """(step, state) of the newest checkpoint of these very points, else the beginning."""
+    found = checkpoints.newest_good(own)
+    if found is None or found[1]["extra"].get("places") != list(places):
+        return 0, make_state()
+    path, manifest = found
+    return manifest["step"], checkpoints.restore(path, jax.eval_shape(make_state))
+
+
+def steps_per_call(cfg: RunConfig, num_lanes: int) -> int:
+    """Steps of one call: as many as evaluations and saves leave, and batches small enough."""
+    most = math.gcd(cfg.train.num_steps, cfg.train.eval_every, cfg.train.save_every)
+    step_bytes = 12 * num_lanes * cfg.data.batch_size * cfg.model.context_length
+    fit = [d for d in range(1, most + 1) if most % d == 0 and d * step_bytes <= CALL_BYTES]
+    return max(fit, default=1)
+
+
+def lane_batches(configs: Sequence[RunConfig], data: Data, steps: Sequence[int]) -> Batch:
+    """[P, steps, B, S]; points of one seed read the same text in the same order."""
+    by_seed: dict[int, Batch] = {}
+    for cfg in configs:
+        if cfg.seed not in by_seed:
+            by_seed[cfg.seed] = _stack(
+                [
+                    batch_at(
+                        data.train,
+                        cfg.seed,
+                        n,
+                        batch_size=cfg.data.batch_size,
+                        context_length=cfg.model.context_length,
+                        order=cfg.data.order,
+                        mask_documents=cfg.data.mask_documents,
+                    )
+                    for n in steps
+                ]
+            )
+    return _stack([by_seed[cfg.seed] for cfg in configs])
+
+
+def _stack(parts: list[Batch]) -> Batch:
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
+
+
+def table_rows(configs, places, numbers, done, values, evaluated) -> list[dict[str, Any]]:
+    """What is written of the steps of one call: those of log_every, and the evaluated one."""
+    rows, num = [], values["loss"].shape[1]
+    for i in range(num):
+        step = done - num + i + 1
+        for lane, (cfg, place) in enumerate(zip(configs, places, strict=True)):
+            last = i == num - 1 and evaluated
+            if step % cfg.train.log_every and step != 1 and not last:
+                continue
+            row = {"point": place, "step": step}
+            row |= {name: float(series[lane, i]) for name, series in values.items()}
+            row["learning_rate"] = float(learning_rate(cfg.optim.schedule, step - 1, numbers[lane]))
+            if last:
+                row |= {f"val_{name}": float(v[lane]) for name, v in evaluated.items()}
+            rows.append(row)
+    return rows
+
+
+def _losses(values: dict[str, np.ndarray]) -> str:
+    losses = values["loss"][:, -1]
+    finite = losses[np.isfinite(losses)]
+    if not finite.size:
+        return "no loss is finite"
+    text = f"loss {finite.min():.4f} to {finite.max():.4f}"
+    return text + (f", {losses.size - finite.size} not finite" if finite.size < losses.size else "")
+
+
+def free_bytes() -> int | None:
+    """Memory that a population may take: the device's own account, on a CPU half of what is free.
+
+    None where neither is known.
+    """
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError):
+        return None
+
+
+def finish(folder: pathlib.Path, sweep: Sweep) -> None:
+    """The table of all points, the best setting, figures and the report."""
+    finished = []
+    for place, point in enumerate(sweep.points):
+        rows = workdir.load_json(point_folder(folder, place) / "rows.json")
+        finished.append(FinishedPoint(point, rows))
+    axes = sweep_lib.axes_of(sweep.points)
+    fields = list(dict.fromkeys(path for point in sweep.points for path in point))
+    metrics = list(dict.fromkeys(n for p in finished for row in p.rows for n in row))
+    table = [
+        [
+            row["point"],
+            *(_cell(p.point.get(f)) for f in fields),
+            *map(_cell, map(row.get, metrics[1:])),
+        ]
+        for p in finished
+        for row in p.rows
+    ]
+    write_table(folder / TABLE_FILE, ["point", *fields, *metrics[1:]], table)
+    workdir.save_json(folder / PROVENANCE_FILE, provenance.collect(None))
+    best = best_setting(settings_of(finished, axes))
+    if best is None:
+        print("best      none: every setting has a seed that diverged")
+    else:
+        print(f"best      {describe(best, axes)}: validation loss {best.interval}")
+    write_sweep_report(
+        folder,
+        name=sweep.name,
+        points=finished,
+        axes=axes,
+        config=to_dict(sweep.base),
+        timings=metric_log.read(folder / TIMINGS_FILE),
+        provenance=workdir.load_json(folder / PROVENANCE_FILE),
+    )
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else value
