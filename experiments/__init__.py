@@ -21,4 +21,6 @@ Its `run.py` holds what needs JAX:
 
 STUDIES = {
     "copy_task": "how transformers learn to copy, and how far beyond their training lengths",
+    "warmup": "which learning-rate schedule needs how much warmup, before pre-norm and post-norm",
+    "ablations": "which parts of a small decoder its loss depends on",
 }

@@ -1,0 +1,78 @@
+"""Runs on a real text as the lanes of one population: the training that several studies share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.texts import Text, lane_batches, validation_batches
+from jaxlm.data.batches import Batch
+from jaxlm.train.config import RunConfig
+from jaxlm.train.population import stack_hypers, train_population
+from jaxlm.train.program import group_by_structure, hyper_values, make_program
+
+_ROWS = 16  # windows of one validation batch
+
+
+def validation_losses(
+    text: Text, configs: Sequence[RunConfig], num_tokens: int
+) -> dict[int, np.ndarray]:
+    """Trains runs of one structure side by side; their loss on the validation text.
+
+    A run reads its model (with the vocabulary of the text), batch, optimizer, loss, seed, number of
+    steps and `train.eval_every` from its config. Runs of one seed see the same batches.
+
+    Args:
+      num_tokens: of the validation text that count, the same for every run.
+    Returns:
+      {updates done: f32[P], nats/token}.
+    Raises:
+      ValueError: configs of which one program cannot train all.
+    """
+    groups = group_by_structure(configs)
+    if len(groups) > 1:
+        raise ValueError(f"{len(configs)} configs of {len(groups)} structures: expected one")
+    [(cfg, traced, _)] = groups
+    seeds = [each.seed for each in configs]
+    program = make_program(cfg, text.tokenizer.token_bytes, traced)
+    trained = train_population(
+        program.init,
+        program.step,
+        seeds=seeds,
+        hypers=stack_hypers(hyper_values(each, traced) for each in configs),
+        inputs=lane_batches(
+            text.train,
+            seeds,
+            batch_size=cfg.data.batch_size,
+            context_length=cfg.model.context_length,
+        ),
+        num_steps=cfg.train.num_steps,
+        eval_every=cfg.train.eval_every,
+        steps_per_call=cfg.train.steps_per_call,
+        evaluate=program.evaluate,
+        shared=_validation(text, cfg.model.context_length, num_tokens),
+    )
+    return {
+        done: np.asarray(scores["loss"].compute(), np.float32)
+        for done, scores in trained.evaluations
+    }
+
+
+def unigram_loss(text: Text, context_length: int, num_tokens: int) -> float:
+    """Nats a token, on the same tokens, of a model that knows only how frequent each token is.
+
+    Frequencies of the training text, with one added to every count.
+    """
+    ids = text.train.take(np.arange(text.train.num_tokens))
+    counts = np.bincount(ids, minlength=text.tokenizer.vocab_size) + 1.0
+    batch = _validation(text, context_length, num_tokens)
+    nll = -np.log(counts / counts.sum())[batch.targets]
+    return float(np.sum(nll * batch.weights) / np.sum(batch.weights))
+
+
+def _validation(text: Text, context_length: int, num_tokens: int) -> Batch:
+    return validation_batches(
+        text.validation,
+        num_batches=max(1, num_tokens // (_ROWS * context_length)),
+        batch_size=_ROWS,
+        context_length=context_length,
+    )
