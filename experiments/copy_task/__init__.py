@@ -77,11 +77,10 @@ class Config:
 SCALES = {
     "small": {
         "classic_seeds": 8,
-        "num_seeds": 2,
-        "num_steps": 300,
+        "num_seeds": 3,
+        "num_steps": 400,
         "test_lengths": (4, 8, 16, 24, 32),
         "num_symbols": 32,
-        "d_model": 32,
     },
     "full": {
         "num_layers": (1, 2),

@@ -239,8 +239,13 @@ def train_points(
     own = folder / GROUPS / "-".join(f"{p}" for p in _ends(places))
     own.mkdir(parents=True, exist_ok=True)
     seeds = np.array([c.seed for c in mine], np.int32)
-    make_state = _initial_state(population, seeds, numbers, base, cfg)
-    done, state = _restore(own, places, make_state)
+    hypers = stack_hypers(numbers)
+    done, state = _restore(own, places, jax.eval_shape(population.init, seeds, hypers))
+    if state is None:
+        state = population.init(seeds, hypers)
+        if base is not None and cfg.lora.rank is None:  # every point trains the base's weights
+            params = jax.tree.map(lambda w: jnp.broadcast_to(w, (len(seeds), *w.shape)), base)
+            state = state.replace(params=params)
     metric_log.truncate(own / ROWS_FILE, lambda row: row["step"] <= done)
     shown = time.perf_counter()
     with (
@@ -290,24 +295,13 @@ def _saved_config(cfg: RunConfig) -> dict[str, Any]:
     return {"format_version": workdir.CONFIG_FORMAT, "config": to_dict(cfg)}
 
 
-def _initial_state(population, seeds, numbers, base, cfg: RunConfig) -> Callable[[], Any]:
-    def make_state():
-        state = population.init(seeds, stack_hypers(numbers))
-        if base is None or cfg.lora.rank is not None:
-            return state
-        params = jax.tree.map(lambda w: jnp.broadcast_to(w, (len(seeds), *w.shape)), base)
-        return state.replace(params=params)
-
-    return make_state
-
-
-def _restore(own: pathlib.Path, places: Sequence[int], make_state) -> tuple[int, Any]:
-    """(step, state) of the newest checkpoint of these very points, else the beginning."""
+def _restore(own: pathlib.Path, places: Sequence[int], abstract: Any) -> tuple[int, Any]:
+    """(step, state) of the newest checkpoint of these very points, (0, None) without one."""
     found = checkpoints.newest_good(own)
     if found is None or found[1]["extra"].get("places") != list(places):
-        return 0, make_state()
+        return 0, None
     path, manifest = found
-    return manifest["step"], checkpoints.restore(path, jax.eval_shape(make_state))
+    return manifest["step"], checkpoints.restore(path, abstract)
 
 
 def steps_per_call(cfg: RunConfig, num_lanes: int) -> int:
