@@ -13,14 +13,16 @@ from jaxlm.analysis.statistics import Interval, mean_interval, paired_interval
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Band
 
+LEARNED = 0.05  # nats/token below the unigram distribution: less is nothing
+
 
 def has_diverged(final_loss: float, unigram_loss: float) -> bool:
-    """Whether a run ended with a loss that is not finite, or no lower than that of the unigram
-    distribution: it knows nothing of the context.
+    """Whether a run ended with a loss that is not finite, or not below that of the unigram
+    distribution by more than LEARNED: it knows nothing of the context.
 
-    With AdamW a rate that is too high seldom ends in NaN; the model comes to rest there.
+    With AdamW a rate that is too high seldom ends in NaN; the model comes to rest near there.
     """
-    return not final_loss < unigram_loss  # NaN is below nothing
+    return not final_loss < unigram_loss - LEARNED  # NaN is below nothing
 
 
 def lowest_mean(results: Results, *names: str) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from experiments.comparing import band, by_seed, difference, lowest_mean
+from experiments.comparing import LEARNED, band, by_seed, difference, lowest_mean
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import Interval, mean_interval, numbers
 from jaxlm.core.results import Results
@@ -117,7 +117,8 @@ NOTES = [
     "These are differences after a short training of a small model; they need not hold for a long "
     "training of a large one. Half the batch at equal tokens is also twice the updates.",
     "A run has diverged if its final loss is not finite, or not below that of the unigram "
-    "distribution. Norms of queries and keys add, and a tied head takes away, a few parameters.",
+    f"distribution by more than {LEARNED:g} nats/token.",
+    "Norms of queries and keys add a few parameters, and a tied head takes some away.",
 ]
 
 

@@ -3,6 +3,8 @@
 import itertools
 from typing import Any
 
+import numpy as np
+
 from experiments.comparing import has_diverged
 from experiments.language import unigram_loss, validation_losses
 from experiments.texts import plays
@@ -71,20 +73,12 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
 
 def schedule_rows(cell: dict[str, Any], structure: dict[str, Any]) -> list[Row]:
     """The rate of the update that follows each step, as the run has it, at the highest peak."""
-    rows, peak_lr = [], max(cell["peak_lrs"])
+    rows, peak_lr, steps = [], max(cell["peak_lrs"]), np.arange(cell["num_steps"])
     for warmup_steps in cell["warmup_steps"]:
-        cfg = run_config(cell, peak_lr, warmup_steps, seed=0)
-        hypers = hyper_values(cfg)
+        hypers = hyper_values(run_config(cell, peak_lr, warmup_steps, seed=0))
         fields = {**structure, "peak_lr": peak_lr, "warmup_steps": warmup_steps}
+        rates = learning_rate(cell["schedule"], steps, hypers)
         rows += [
-            Row(
-                fields,
-                None,
-                n,
-                "learning_rate",
-                float(learning_rate(cell["schedule"], n, hypers)),
-                "1",
-            )
-            for n in range(cell["num_steps"])
+            Row(fields, None, n, "learning_rate", float(rate), "1") for n, rate in enumerate(rates)
         ]
     return rows
