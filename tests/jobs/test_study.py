@@ -1,4 +1,4 @@
-"""The frame of studies, on one that takes no time: cells are kept, reruns equal, reports redrawn."""
+"""The frame of studies, on one of no cost: cells are kept, reruns equal, reports redrawn."""
 
 import json
 import os
@@ -64,7 +64,8 @@ def run_cell(cell):
     if os.environ.get("TOY_BREAKS") == str(cell["shift"]):
         raise RuntimeError("broken off")
     draws = jax.random.normal(jax.random.key(0), (cell["num_seeds"],)) + cell["shift"]
-    return [Row({"shift": cell["shift"]}, s, None, "draw", float(d), "1") for s, d in enumerate(draws)]
+    at = {"shift": cell["shift"]}
+    return [Row(at, seed, None, "draw", float(d), "1") for seed, d in enumerate(draws)]
 
 
 def measure(cfg):
