@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.comparing import LEARNED, band, by_seed, difference, lowest_mean
-from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, evidence, judge, weigh
-from jaxlm.analysis.statistics import Interval, mean_interval, paired_interval
+from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, evidence, judge
+from jaxlm.analysis.statistics import Interval, mean_interval, numbers, paired_interval
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Band, Figure, grid, heat_maps
 from jaxlm.reports.study_report import Table
@@ -28,7 +28,7 @@ PEAK_FORM, ORIGINAL_FORM = "warmup_inverse_sqrt", "warmup_inverse_sqrt_original"
 FREE_OF_WARMUP = ("warmup_cosine", "warmup_stable_decay")
 NAMES = {
     "warmup_cosine": "cosine",
-    "warmup_stable_decay": "stable, then decay",
+    "warmup_stable_decay": "stable-decay",
     PEAK_FORM: "inverse square root",
     ORIGINAL_FORM: "inverse square root, original form",
     CONSTANT: "constant",
@@ -256,12 +256,13 @@ def _post_norm_diverges(results: Results, schedules: Sequence[str]) -> Claim:
             warmup_steps=steps,
         )
         shares.append([float(np.mean(group.values())) for group in rows.by("seed").values()])
-    names = " and ".join(NAMES[s] for s in schedules)
-    return weigh(
-        f"Post-norm: of all runs with {names}, more diverge with a warmup of "
-        f"{_updates(lengths[0])} than with one of {_updates(lengths[-1])} (share of runs)",
-        paired_interval(*shares, over="seeds"),
-        above=0.0,
+    share = paired_interval(*shares, over="seeds")
+    short, long = _lengths(results)
+    return Claim(
+        f"Post-norm: of all runs with {' and '.join(NAMES[s] for s in schedules)}, more diverge "
+        f"with a warmup of {short} than with one of {long}",
+        judge(share, above=0.0),
+        f"Share of runs, short warmup minus long: {evidence(share, above=0.0)}",
     )
 
 
@@ -297,11 +298,12 @@ def _largest_gap(results: Results, index: str) -> float:
 def _cosine_beats_constant(final: Results, placement: str) -> Claim:
     constant = at_best(final, schedule=CONSTANT, norm_placement=placement)
     cosine = at_best(final, schedule="warmup_cosine", norm_placement=placement)
-    return weigh(
+    gap = difference(cosine, constant)
+    return Claim(
         f"{placement.capitalize()}-norm: the cosine ends lower than a constant rate, each at its "
-        f"best ({_setting(cosine)} against {_setting(constant)}; nats/token)",
-        difference(cosine, constant),
-        below=0.0,
+        "best",
+        judge(gap, below=0.0),
+        f"Nats/token, {_setting(cosine)} against {_setting(constant)}: {evidence(gap, below=0.0)}",
     )
 
 
@@ -327,15 +329,18 @@ def _unigram(results: Results) -> list[tuple[str, float]]:
 
 def _loss_figure(results: Results) -> Figure:
     losses, final, panels, words = results.select("validation_loss"), final_losses(results), [], []
+    schedules = [s for s in results.config["schedules"] if s != ORIGINAL_FORM]
     for placement in results.config["norm_placements"]:
         series, settings = [], []
-        for schedule in results.config["schedules"]:
+        for schedule in schedules or [ORIGINAL_FORM]:
             best = at_best(final, schedule=schedule, norm_placement=placement)
             curve = losses.select(norm_placement=placement, schedule=schedule, **_point(best))
             series.append(_curve(NAMES[schedule], curve))
             settings.append(f"{NAMES[schedule]} {_setting(best)}")
         panels.append((f"{placement}-norm", series))
         words.append(f"{placement.capitalize()}-norm: {'; '.join(settings)}.")
+    if ORIGINAL_FORM in results.config["schedules"]:
+        words.append("The original form of the inverse square root is run at one warmup only.")
     return grid(
         panels,
         name="loss_by_schedule",
@@ -364,11 +369,11 @@ def _warmup_figure(results: Results) -> list[Figure]:
     if not schedules:
         return []
     schedule, lengths = schedules[0], cfg["warmup_steps"]
-    placed = cfg["norm_placements"][-1]
+    last = cfg["norm_placements"][-1]
     best = at_best(
         final_losses(results),
         schedule=schedule,
-        norm_placement=placed,
+        norm_placement=last,
         warmup_steps=lengths[-1],
     )
     peak_lr = best.rows[0].fields["peak_lr"]
@@ -390,7 +395,7 @@ def _warmup_figure(results: Results) -> list[Figure]:
             panels,
             name="loss_by_warmup",
             title=f"Validation loss by warmup: {NAMES[schedule]}, peak rate {peak_lr:g}",
-            caption=f"The peak rate is the best of {placed}-norm with the longest warmup. Means "
+            caption=f"The peak rate is the best of {last}-norm with the longest warmup. Means "
             f"with 95% t intervals over {cfg['num_seeds']} seeds.",
             x_label="updates",
             y_label="nats a token",
@@ -492,8 +497,13 @@ def tables(results: Results) -> list[Table]:
     ).items():
         best = at_best(group)
         every = diverged.select(norm_placement=placement, schedule=schedule, warmup_steps=steps)
-        loss = mean_interval(list(by_seed(best).values()))
+        mean, low, high = numbers(mean_interval(list(by_seed(best).values())))
         share = f"{sum(every.values()):.0f} of {len(every.rows)}"
-        rows.append([f"{placement}-norm", NAMES[schedule], steps, _rate(best), str(loss), share])
-    header = ["norm", "schedule", "warmup", "best rate", "final loss, nats a token"]
-    return [Table("The best peak rate of each setting", [*header, "runs that diverged"], rows)]
+        loss = f"{mean} [{low}, {high}]"
+        rows.append([f"{placement}-norm", NAMES[schedule], steps, _rate(best), loss, share])
+    title = (
+        "The best peak rate of each setting: final loss in nats/token, with its 95% t interval "
+        f"over {results.config['num_seeds']} seeds"
+    )
+    header = ["norm", "schedule", "warmup", "best rate", "final loss", "runs that diverged"]
+    return [Table(title, header, rows)]

@@ -97,13 +97,19 @@ def test_equal_parameters_equal_tokens_and_one_program_each(scale):
         assert len(group_by_structure(runs)) == 1
 
 
-def test_the_rows_of_a_cell():
-    rows = run_cell(cell_of(TINY, "half the batch"))
+def test_the_rows_of_a_cell(quick_compile):
+    cfg = dataclasses.replace(TINY, peak_lrs=(1e-20, 1e-2))
+    rows = run_cell(cell_of(cfg, "half the batch"))
     losses = [row for row in rows if row.metric == "validation_loss"]
     # Half the batch of 4 for twice the 4 steps, evaluated after the same tokens as the base.
     assert {(row.step, row.fields["tokens"]) for row in losses} == {(4, 64), (8, 128)}
     assert len(losses) == 2 * 2 * 2  # rates, seeds, evaluations
-    assert len({row.value for row in losses}) == len(losses)
+    # Every lane is in its place: one that hardly moves keeps its loss, the others do not.
+    values = {(row.fields["peak_lr"], row.seed, row.step): row.value for row in losses}
+    for seed in (0, 1):
+        assert values[1e-20, seed, 4] == values[1e-20, seed, 8]
+        assert values[1e-2, seed, 4] != values[1e-2, seed, 8]
+    assert values[1e-20, 0, 4] != values[1e-20, 1, 4]
     [parameters] = [row.value for row in rows if row.metric == "parameters"]
     # embedding and head 78 x 8; q, k, v, o 8 x 8; three matrices 8 x 16; three norms of 8
     assert parameters == 2 * 78 * 8 + 4 * 64 + 3 * 128 + 3 * 8
