@@ -1,1 +1,1 @@
-"""Level 3: FLOPs and what hardware could do."""
+"""Level 3: FLOPs and what hardware could do; intervals, claims and gradient norms of studies."""

@@ -89,7 +89,7 @@ def write_study_report(folder: str | os.PathLike, study: StudyReport) -> pathlib
     body = [
         page.paragraph(study.name, "muted"),
         f"<h1>{page.escape(study.question)}</h1>",
-        page.paragraph(_counted(study.claims), "muted"),
+        *([page.paragraph(_counted(study.claims), "muted")] if study.claims else []),
         *_claims(study.claims),
         *_figures(study.figures),
         *map(_table_section, study.tables),

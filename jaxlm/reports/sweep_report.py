@@ -107,7 +107,8 @@ def write_sweep_report(
     ]
     report = StudyReport(
         name=name,
-        question=f"Validation loss by {varied}",
+        question=f"Validation loss by {varied}"
+        + (f": lowest at {describe(best, axes)}" if best and ours else ""),
         claims=[],
         figures=[*_axis_figures(settings, ours), _curves(settings, axes)],
         tables=[_table(settings, ours)],
