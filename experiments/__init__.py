@@ -21,6 +21,8 @@ Its `run.py` holds what needs JAX:
 
 STUDIES = {
     "copy_task": "how transformers learn to copy, and how far beyond their training lengths",
+    "lora_rank": "which LoRA rank, in which matrices, carries a model to another domain",
     "warmup": "which learning-rate schedule needs how much warmup, before pre-norm and post-norm",
     "ablations": "which parts of a small decoder its loss depends on",
+    "grad_norm_depth": "how gradients fare in deep transformers, by residuals, norms and scales",
 }
