@@ -27,7 +27,7 @@ def test_a_run_diverged_unless_it_ends_well_below_the_unigram_distribution(final
 
 
 def test_the_best_rate_has_the_lowest_mean_and_a_nan_is_never_best():
-    values = {(1, 0): 3.0, (1, 1): 3.0, (2, 0): 1.0, (2, 1): NAN, (3, 0): 2.0, (3, 1): 3.5}
+    values = {(2, 0): 1.0, (2, 1): NAN, (1, 0): 3.0, (1, 1): 3.0, (3, 0): 2.0, (3, 1): 3.5}
     assert lowest_mean(results_of(values), "peak_lr") == (3,)
     assert lowest_mean(results_of({(5, 0): INF, (6, 0): NAN}), "peak_lr") == (5,)
 
