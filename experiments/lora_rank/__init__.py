@@ -1,0 +1,297 @@
+"""How many ranks LoRA needs to take a small model from plays to Python, and in which matrices.
+
+A base is trained on the bundled plays and adapted to the source text of the Python standard
+library. Both are read as bytes, so they share a tokenizer.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.comparing import by_seed, difference
+from experiments.lora_rank import figures, readings
+from experiments.lora_rank.library import MODULES
+from experiments.lora_rank.readings import BASE, FULL, LORA, OLD, OVER_R, OVER_SQRT_R, TARGETS
+from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, judge, weigh
+from jaxlm.analysis.statistics import Interval, mean_interval, numbers
+from jaxlm.core.config import to_dict
+from jaxlm.core.results import Results
+from jaxlm.reports.figures import Figure
+from jaxlm.reports.study_report import Table
+
+QUESTION = "Which LoRA rank is enough to carry a model to another domain, and in which matrices?"
+
+SHARE_OF_GAIN = 0.8  # of full fine-tuning's, that counts as coming close to it
+MERGED_TOLERANCE = 1e-5  # of merged weights against base plus adapters, as a share of the largest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """The model that is adapted: a transformer trained on the bundled plays, with Muon."""
+
+    num_layers: int = 2
+    d_model: int = 64
+    num_heads: int = 2
+    context_length: int = 64  # also of the adaptation
+    batch_size: int = 16
+    num_steps: int = 600
+    eval_every: int = 100
+    peak_lr: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.eval_every < 1 or self.num_steps < 1 or self.num_steps % self.eval_every:
+            raise ValueError(
+                f"num_steps={self.num_steps} must be a multiple of eval_every={self.eval_every}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The base, the text it is adapted to, and how.
+
+    modules: files of the standard library, in order; the last `num_validation_modules` validate.
+    corpus_sha256: of their text, which differs between versions of Python; None: filled in.
+    targets: names out of TARGETS, the narrowest first and the widest last.
+    both_scalings: those of them that are trained with alpha/sqrt(r), too.
+    ranks: rising. num_seeds: of the adapters' first values and of the order of the text.
+    alpha: the scale of A B is alpha / r, or alpha / sqrt(r).
+    lora_lr, full_lr: rates of AdamW, constant after a warmup, without weight decay.
+    eval_batches: of `batch_size` windows each, spread over the validation text of each domain.
+    patience, min_delta: of early stopping on the new domain, in evaluations and nats/token.
+    """
+
+    scale: Literal["small", "default", "full"] = "default"
+    base: BaseConfig = BaseConfig()
+    modules: tuple[str, ...] = MODULES
+    num_validation_modules: int = 4
+    corpus_sha256: str | None = None
+    targets: tuple[str, ...] = tuple(TARGETS)
+    both_scalings: tuple[str, ...] = ("all linear",)
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    num_seeds: int = 5
+    alpha: float = 16.0
+    lora_lr: float = 8e-3
+    full_lr: float = 4e-3
+    batch_size: int = 8
+    num_steps: int = 100
+    warmup_steps: int = 10
+    eval_every: int = 10
+    eval_batches: int = 4
+    patience: int = 3
+    min_delta: float = 0.001
+
+    def __post_init__(self):
+        unknown = [name for name in self.targets if name not in TARGETS]
+        if unknown or len(set(self.targets)) < 2:
+            raise ValueError(
+                f"targets={','.join(self.targets)} must be two or more of: {', '.join(TARGETS)}"
+            )
+        if set(self.both_scalings) - set(self.targets):
+            raise ValueError(f"both_scalings={','.join(self.both_scalings)} must be among targets")
+        if len(self.ranks) < 3 or self.ranks != tuple(sorted({*self.ranks})) or self.ranks[0] < 1:
+            raise ValueError(f"ranks={self.ranks} must be three or more, rising, from 1 on")
+        if not 0 < self.num_validation_modules < len(self.modules):
+            raise ValueError(
+                f"num_validation_modules={self.num_validation_modules} must be at least 1 and "
+                f"leave some of the {len(self.modules)} modules to train on"
+            )
+        for name in ("num_seeds", "num_steps", "eval_every", "eval_batches", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.num_steps % self.eval_every:
+            raise ValueError(
+                f"num_steps={self.num_steps} must be a multiple of eval_every={self.eval_every}"
+            )
+
+
+SCALES: dict[str, dict[str, Any]] = {
+    "small": {
+        "base.num_steps": 200,
+        "targets": ("q+v", "all linear"),
+        "ranks": (1, 8, 32),
+        "num_seeds": 3,
+        "num_steps": 60,
+    },
+    "full": {
+        "base.num_layers": 6,
+        "base.d_model": 256,
+        "base.num_heads": 4,
+        "base.context_length": 256,
+        "base.batch_size": 64,
+        "base.num_steps": 5000,
+        "base.eval_every": 500,
+        "base.peak_lr": 4e-3,
+        "both_scalings": tuple(TARGETS),
+        "num_seeds": 8,
+        "lora_lr": 2e-3,
+        "full_lr": 5e-4,
+        "batch_size": 16,
+        "num_steps": 1000,
+        "warmup_steps": 50,
+        "eval_every": 50,
+        "eval_batches": 16,
+    },
+}
+
+
+def cells(cfg: Config) -> list[dict[str, Any]]:
+    """The base, each target set with all its ranks, scalings and seeds, and full fine-tuning."""
+    config = to_dict(cfg)
+    return [
+        {"method": BASE, "config": config},
+        *({"method": LORA, "targets": name, "config": config} for name in cfg.targets),
+        {"method": FULL, "config": config},
+    ]
+
+
+def claims(results: Results) -> list[Claim]:
+    cfg = results.config
+    ranks, narrow, wide = cfg["ranks"], cfg["targets"][0], cfg["targets"][-1]
+    low, some, high = ranks[0], ranks[len(ranks) // 2], ranks[-1]
+    full, base = results.select(method=FULL), readings.of_base(results)
+
+    def loss(targets: str, rank: int, scaling: str = OVER_R) -> Results:
+        return readings.at_best(readings.adapted(results, targets, rank, scaling))
+
+    lora, whole = by_seed(loss(wide, some)), by_seed(readings.at_best(full))
+    found = [
+        weigh(
+            f"Rank {some} on {wide} layers reaches more than {SHARE_OF_GAIN:.0%} of what full "
+            "fine-tuning gains over the frozen base, in nats/token on the new domain",
+            mean_interval([(base - lora[seed]) / (base - whole[seed]) for seed in whole]),
+            above=SHARE_OF_GAIN,
+        ),
+        _every(
+            f"At every rank, adapting {wide} layers is better than adapting {narrow}",
+            "Loss of the second less that of the first, nats/token",
+            {f"rank {r}": difference(loss(narrow, r), loss(wide, r)) for r in ranks},
+        ),
+        _diminishing(wide, low, some, high, [by_seed(loss(wide, r)) for r in (low, some, high)]),
+        weigh(
+            f"LoRA of rank {some} on {wide} layers forgets less of the old domain than full "
+            "fine-tuning, in nats/token at the best evaluation of the new one",
+            difference(
+                full.select("forgetting"),
+                readings.adapted(results, wide, some).select("forgetting"),
+            ),
+            above=0.0,
+        ),
+        _merged(results),
+    ]
+    if cfg["both_scalings"]:
+        targets = cfg["both_scalings"][-1]
+        found.append(
+            weigh(
+                f"At rank {high} on {targets} layers, alpha/sqrt(r) is better than alpha/r at the "
+                "same alpha and learning rate, in nats/token",
+                difference(loss(targets, high), loss(targets, high, OVER_SQRT_R)),
+                above=0.0,
+            )
+        )
+    return found
+
+
+def _every(text: str, what: str, intervals: dict[str, Interval]) -> Claim:
+    """That all of the intervals are above 0."""
+    parts = []
+    for name, interval in intervals.items():
+        mean, low, high = numbers(interval)
+        parts.append(f"{name} {mean} [{low}, {high}]")
+    kind = next(iter(intervals.values())).kind
+    return Claim(
+        text,
+        all_of(judge(interval, above=0.0) for interval in intervals.values()),
+        f"{what}: {', '.join(parts)}; {kind}; claimed above 0",
+    )
+
+
+def _diminishing(
+    targets: str, low: int, some: int, high: int, losses: list[dict[int, float]]
+) -> Claim:
+    a, b, c = (np.array([loss[seed] for seed in losses[0]]) for loss in losses)
+    return _every(
+        f"On {targets} layers more rank helps, with diminishing returns: from {low} to {some} more "
+        f"is gained than from {some} to {high}, and there still something",
+        "Nats/token",
+        {
+            f"{low} to {some}": mean_interval(a - b),
+            f"{some} to {high}": mean_interval(b - c),
+            "the first less the second": mean_interval((a - b) - (b - c)),
+        },
+    )
+
+
+def _merged(results: Results) -> Claim:
+    parts, held = [], True
+    for metric, what in (("merged_product", "products"), ("merged_logits", "logits")):
+        values = results.select(metric).values()
+        held = held and all(value <= MERGED_TOLERANCE for value in values)
+        parts.append(f"{what} {max(values):.1e} in {len(values)} sets of trained adapters")
+    return Claim(
+        f"Merged weights compute what base plus adapters do, to {MERGED_TOLERANCE:.0e} of the "
+        "largest value, in float32 on 100 samples",
+        SUPPORTED if held else NOT_SUPPORTED,
+        f"Largest difference: {', '.join(parts)}",
+    )
+
+
+def plot(results: Results) -> list[Figure]:
+    return figures.plot(results)
+
+
+def tables(results: Results) -> list[Table]:
+    cfg = results.config
+    header = ("trained", "scale", "rank", "perplexity", "bits/byte", "weights", "%")
+    header += ("best step", "stopped at", "old perplexity")
+    base = [
+        *(BASE, "", ""),
+        f"{readings.of_base(results, 'perplexity'):.2f}",
+        readings.of_base(results, "bits_per_byte"),
+        *(0, 0.0, "", ""),
+        f"{readings.of_base(results, 'perplexity', OLD):.2f}",
+    ]
+    rows = [base]
+    for targets in cfg["targets"]:
+        for scaling in readings.scalings_of(targets, cfg["both_scalings"]):
+            for rank in cfg["ranks"]:
+                of = readings.adapted(results, targets, rank, scaling)
+                rows.append([targets, scaling, rank, *_measured(results, of)])
+    rows.append([FULL, "", "", *_measured(results, results.select(method=FULL))])
+    title = "At the best evaluation of the new domain, with what is trained and what is forgotten"
+    return [Table(title, header, rows)]
+
+
+def _measured(results: Results, of: Results) -> list[Any]:
+    return [
+        _interval(readings.at_best(of, "perplexity")),
+        float(np.mean(readings.at_best(of, "bits_per_byte").values())),
+        readings.num_trainable(of),
+        100 * readings.share_trainable(results, of),
+        float(np.mean(of.select("best_step").values())),
+        float(np.mean(of.select("stopped_at").values())),
+        _interval(readings.at_best(of, "perplexity", OLD)),
+    ]
+
+
+def _interval(of: Results) -> str:
+    mean, low, high = numbers(mean_interval(of.values()))
+    return f"{mean} [{low}, {high}]"
+
+
+NOTES = [
+    "The base is trained once: intervals are over the first values of the adapters and the order "
+    "of the text, and say nothing about other bases. Each evaluation reads the same windows, and "
+    "the evaluation that early stopping keeps is chosen on them, too.",
+    "Every run goes on to the last step, and the rule of early stopping is applied to what was "
+    "recorded. The learning rate is constant after its warmup, so a run that stops is the same "
+    "run up to there. Where it never stops, stopped at is the last step.",
+    "The rates of LoRA and of full fine-tuning were each chosen by a sweep at the default scale, "
+    "LoRA's at rank 8 on all linear layers with alpha/r, and serve every rank, target set and "
+    "scale.",
+    "Adapters sit in the matrices of the blocks. Full fine-tuning trains embeddings, head and "
+    "gains as well, those of the bytes that no play holds among them.",
+    "In a model this narrow, rank 32 is half of full rank: the ranks here are large shares of the "
+    "width, and what they reach is not what they would reach in a wide model.",
+]

@@ -1,0 +1,229 @@
+"""Figures of the study."""
+
+import math
+
+import numpy as np
+
+from experiments import comparing
+from experiments.lora_rank import readings
+from experiments.lora_rank.readings import FULL, NEW, OLD, OVER_R, OVER_SQRT_R, SCALINGS
+from jaxlm.analysis.statistics import mean_interval, numbers
+from jaxlm.core.results import Results
+from jaxlm.reports.figures import Band, Figure, grid, lines
+
+STOPPED_COLOUR = 7  # of the marks on the learning curves, away from those of the ranks
+
+
+def plot(results: Results) -> list[Figure]:
+    return [
+        perplexity_by_rank(results),
+        perplexity_by_share(results),
+        forgetting_by_rank(results),
+        scalings_by_rank(results),
+        learning_curves(results),
+    ]
+
+
+def _text(values) -> str:
+    mean, low, high = numbers(mean_interval(values))
+    return mean if math.isnan(float(low)) else f"{mean} [{low}, {high}]"
+
+
+def _trained(of: Results) -> str:
+    perplexity = readings.at_best(of, "perplexity").values()
+    return f"{readings.num_trainable(of):,} weights reach {_text(perplexity)}"
+
+
+def _over_seeds(results: Results) -> str:
+    return f"Means with 95% t intervals over {results.config['num_seeds']} seeds."
+
+
+def _by_rank(results: Results, metric: str, domain: str, scaling: str = OVER_R) -> list[Band]:
+    return [
+        comparing.band(
+            targets,
+            (
+                (
+                    rank,
+                    readings.at_best(
+                        readings.adapted(results, targets, rank, scaling), metric, domain
+                    ),
+                )
+                for rank in results.config["ranks"]
+            ),
+        )
+        for targets in results.config["targets"]
+    ]
+
+
+def perplexity_by_rank(results: Results) -> Figure:
+    full = readings.at_best(results.select(method=FULL), "perplexity").values()
+    base = readings.of_base(results, "perplexity")
+    wide, rank = results.config["targets"][-1], results.config["ranks"][-1]
+    best = readings.at_best(readings.adapted(results, wide, rank), "perplexity").values()
+    return lines(
+        _by_rank(results, "perplexity", NEW),
+        name="perplexity_by_rank",
+        title="Perplexity on the new domain, by rank",
+        caption=f"The frozen base has {base:.1f}; rank {rank} on {wide} comes to {_text(best)}, "
+        f"full fine-tuning to {_text(full)}. At the best evaluation, scale alpha/r. "
+        + _over_seeds(results),
+        x_label="rank",
+        y_label="perplexity of a byte",
+        log_x=True,
+        log_y=True,
+        x_ticks=results.config["ranks"],
+        references=[("frozen base", base), (FULL, float(np.mean(full)))],
+    )
+
+
+def perplexity_by_share(results: Results) -> Figure:
+    full = results.select(method=FULL)
+    cfg = results.config
+    series = []
+    for targets in cfg["targets"]:
+        settings = [readings.adapted(results, targets, rank) for rank in cfg["ranks"]]
+        series.append(
+            comparing.band(
+                targets,
+                (
+                    (
+                        100 * readings.share_trainable(results, each),
+                        readings.at_best(each, "perplexity"),
+                    )
+                    for each in settings
+                ),
+            )
+        )
+    series.append(comparing.band(FULL, [(100.0, readings.at_best(full, "perplexity"))]))
+    wide, narrow = cfg["targets"][-1], cfg["targets"][0]
+    few = readings.adapted(results, wide, cfg["ranks"][0])
+    others = {rank: readings.adapted(results, narrow, rank) for rank in cfg["ranks"]}
+    # As narrow a comparison as there is: the first rank that trains as many weights, or the last.
+    enough = [n for n in others if readings.num_trainable(others[n]) >= readings.num_trainable(few)]
+    rank = enough[0] if enough else cfg["ranks"][-1]
+    return lines(
+        series,
+        name="perplexity_by_share",
+        title="Perplexity on the new domain, by what is trained",
+        caption=f"Lines that lie apart: it matters where the weights are. {_trained(few)} on {wide} "
+        f"(rank {cfg['ranks'][0]}); {_trained(others[rank])} on {narrow} (rank {rank}); "
+        f"{_trained(full)} in full fine-tuning. " + _over_seeds(results),
+        x_label="trainable weights, % of the base's",
+        y_label="perplexity of a byte",
+        log_x=True,
+    )
+
+
+def forgetting_by_rank(results: Results) -> Figure:
+    full = results.select("forgetting", method=FULL).values()
+    series = [
+        comparing.band(
+            targets,
+            (
+                (rank, readings.adapted(results, targets, rank).select("forgetting"))
+                for rank in results.config["ranks"]
+            ),
+        )
+        for targets in results.config["targets"]
+    ]
+    return lines(
+        series,
+        name="forgetting_by_rank",
+        title="What is forgotten of the old domain, by rank",
+        caption="Loss on the plays at the best evaluation of Python, less that of the base "
+        f"({readings.of_base(results, domain=OLD):.3f} nats/token). Full fine-tuning forgets "
+        f"{_text(full)}. " + _over_seeds(results),
+        x_label="rank",
+        y_label="forgetting, nats/token",
+        log_x=True,
+        x_ticks=results.config["ranks"],
+        references=[(FULL, float(np.mean(full)))],
+    )
+
+
+def scalings_by_rank(results: Results) -> Figure:
+    cfg = results.config
+    full = readings.at_best(results.select(method=FULL), "perplexity").values()
+    panels = [
+        (
+            targets,
+            [
+                comparing.band(
+                    scaling,
+                    (
+                        (
+                            rank,
+                            readings.at_best(
+                                readings.adapted(results, targets, rank, scaling), "perplexity"
+                            ),
+                        )
+                        for rank in cfg["ranks"]
+                    ),
+                )
+                for scaling in SCALINGS
+            ],
+        )
+        for targets in cfg["both_scalings"]
+    ]
+    targets, rank = cfg["both_scalings"][-1], cfg["ranks"][-1]
+    plain, root = (
+        readings.at_best(readings.adapted(results, targets, rank, scaling), "perplexity").values()
+        for scaling in (OVER_R, OVER_SQRT_R)
+    )
+    return grid(
+        panels,
+        name="scalings_by_rank",
+        title="Two scales of what adapters add",
+        caption=f"Alpha is {cfg['alpha']:g} and the learning rate {cfg['lora_lr']:g} in both; at "
+        f"rank 1 they are the same. At rank {rank} on {targets}: alpha/r {_text(plain)}, "
+        f"alpha/sqrt(r) {_text(root)}. " + _over_seeds(results),
+        x_label="rank",
+        y_label="perplexity of a byte",
+        log_x=True,
+        x_ticks=cfg["ranks"],
+        references=[(FULL, float(np.mean(full)))],
+    )
+
+
+def learning_curves(results: Results) -> Figure:
+    """Of each target set, with a mark where early stopping ends a run."""
+    cfg = results.config
+    full = results.select(method=FULL)
+    panels, early, runs = [], 0, 0
+    for targets in cfg["targets"]:
+        series, marks = [], []
+        for rank in cfg["ranks"]:
+            of = readings.adapted(results, targets, rank)
+            series.append(_curve(f"rank {rank}", of))
+            stops = comparing.by_seed(of.select("stopped_at"))
+            runs += len(stops)
+            for seed, step in stops.items():
+                if step < cfg["num_steps"]:
+                    [loss] = [r.value for r in _losses(of, step).rows if r.seed == seed]
+                    marks += [(step, loss), (step, math.nan)]  # a gap: no line between marks
+                    early += 1
+        series.append(_curve(FULL, full))
+        if marks:
+            series.append(Band("stopped early", *zip(*marks, strict=True), colour=STOPPED_COLOUR))
+        panels.append((targets, series))
+    return grid(
+        panels,
+        name="learning_curves",
+        title="Learning curves on the new domain",
+        caption=f"Validation loss from the first evaluation on, scale alpha/r. Early stopping "
+        f"(patience {cfg['patience']} evaluations, min_delta {cfg['min_delta']:g}) ends {early} of "
+        f"{runs} runs of LoRA before step {cfg['num_steps']}, each where it is marked. "
+        + _over_seeds(results),
+        x_label="step",
+        y_label="nats/token",
+    )
+
+
+def _losses(of: Results, step: int) -> Results:
+    return of.select("loss", domain=NEW, step=step)
+
+
+def _curve(label: str, of: Results) -> Band:
+    steps = dict.fromkeys(row.step for row in of.select("loss", domain=NEW).rows if row.step > 0)
+    return comparing.band(label, ((step, _losses(of, step)) for step in steps))

@@ -1,0 +1,47 @@
+"""Names of what was varied, and how to read it off the results."""
+
+from collections.abc import Sequence
+
+from jaxlm.core.results import Results
+
+BASE, LORA, FULL = "frozen base", "LoRA", "full fine-tuning"  # method
+NEW, OLD = "new", "old"  # domain: Python, plays
+OVER_R, OVER_SQRT_R = "alpha/r", "alpha/sqrt(r)"  # scaling
+SCALINGS = (OVER_R, OVER_SQRT_R)
+TARGETS = {  # sets of matrices
+    "q+v": ("wq", "wv"),
+    "q+k+v": ("wq", "wk", "wv"),
+    "q+k+v+o": ("wq", "wk", "wv", "wo"),
+    "all linear": ("all",),
+}
+
+
+def scalings_of(targets: str, both_scalings: Sequence[str]) -> tuple[str, ...]:
+    """Those that a target set is trained with."""
+    return SCALINGS if targets in both_scalings else SCALINGS[:1]
+
+
+def adapted(results: Results, targets: str, rank: int, scaling: str = OVER_R) -> Results:
+    """The rows of LoRA at one setting."""
+    return results.select(method=LORA, targets=targets, rank=rank, scaling=scaling)
+
+
+def at_best(of: Results, metric: str = "loss", domain: str = NEW) -> Results:
+    """Of each seed, at the evaluation that early stopping keeps."""
+    return of.select(f"best_{metric}", domain=domain)
+
+
+def of_base(results: Results, metric: str = "loss", domain: str = NEW) -> float:
+    [value] = at_best(results.select(method=BASE), metric, domain).values()
+    return value
+
+
+def num_trainable(of: Results) -> int:
+    [value] = of.select("trainable").values()
+    return int(value)
+
+
+def share_trainable(results: Results, of: Results) -> float:
+    """Of all weights of the base."""
+    [size] = results.select("parameters", method=BASE).values()
+    return num_trainable(of) / size

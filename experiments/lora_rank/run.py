@@ -1,0 +1,414 @@
+"""The base, the populations of adapters and full fine-tuning, and merged weights against both."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lora_rank import Config, library, readings
+from experiments.texts import Text, lane_batches, plays
+from jaxlm.analysis.statistics import early_stop
+from jaxlm.core import trees
+from jaxlm.core.arrays import Params
+from jaxlm.core.config import from_dict
+from jaxlm.core.params import count_params
+from jaxlm.core.results import Row
+from jaxlm.data.batches import Batch, split_from_array
+from jaxlm.data.config import DataConfig
+from jaxlm.models import lora, transformer
+from jaxlm.models.lora import LoraConfig
+from jaxlm.models.transformer import TransformerConfig
+from jaxlm.optim.config import OptimConfig
+from jaxlm.train.config import RunConfig, TrainConfig
+from jaxlm.train.population import Trained, stack_hypers, train_population
+from jaxlm.train.program import Program, group_by_structure, hyper_values, make_program
+
+OLD, NEW = 0, 1  # places of the domains in what is evaluated
+VALIDATION_SEED = 0  # of the windows that every evaluation reads
+NUM_SAMPLES = 100  # on which merged weights are compared with base plus adapters
+NUM_CALLS = 200  # of the forward pass, where it is timed
+
+merge = jax.jit(lora.merge, static_argnames="scaling")  # by itself it is dozens of small programs
+
+
+def resolve(cfg: Config) -> Config:
+    """Fills in the hash of the library's text, or checks it."""
+    texts = library.read_modules(cfg.modules)
+    if cfg.corpus_sha256 is not None:
+        library.check_fingerprint(texts, cfg.corpus_sha256)
+    return dataclasses.replace(cfg, corpus_sha256=library.fingerprint(texts))
+
+
+def run_cell(cell: dict[str, Any]) -> list[Row]:
+    """The rows of one cell; all its lanes are one population."""
+    cfg = from_dict(Config, cell["config"])
+    match cell["method"]:
+        case readings.BASE:
+            return base_rows(cfg)
+        case readings.LORA:
+            return lora_rows(cfg, cell["targets"])
+        case readings.FULL:
+            return full_rows(cfg)
+    raise ValueError(f"no cell has method={cell['method']!r}")
+
+
+# The two domains.
+
+
+@functools.cache
+def new_domain(cfg: Config) -> Text:
+    """The library as bytes; whole files validate."""
+    texts = library.read_modules(cfg.modules)
+    library.check_fingerprint(texts, cfg.corpus_sha256)
+    tokenizer, cut = plays("bytes").tokenizer, -cfg.num_validation_modules
+    train, validation = ("".join(part) for part in (texts[:cut], texts[cut:]))
+    parts = (split_from_array(tokenizer.encode(text)) for text in (train, validation))
+    return Text(tokenizer, *parts, cfg.corpus_sha256)
+
+
+def validation(cfg: Config) -> Batch:
+    """[2, E, B, S]: the same windows at every evaluation, drawn from all of each validation text.
+
+    The old domain first, then the new one.
+    """
+    parts = [
+        lane_batches(
+            text.validation,
+            [VALIDATION_SEED],
+            batch_size=cfg.batch_size,
+            context_length=cfg.base.context_length,
+        )(0, cfg.eval_batches)
+        for text in (plays("bytes"), new_domain(cfg))
+    ]
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def evaluation(program: Program) -> Callable[[Any, Batch], Any]:
+    """The program's evaluation of both domains."""
+    return lambda state, domains: jax.lax.map(functools.partial(program.evaluate, state), domains)
+
+
+# The base.
+
+
+class Scores(NamedTuple):
+    """Of the lanes of a population; [..., 2]: the old and the new domain."""
+
+    loss: np.ndarray  # nats/token
+    bits_per_byte: np.ndarray
+
+    def of(self, lane: int) -> "Scores":
+        return Scores(self.loss[lane], self.bits_per_byte[lane])
+
+
+class Base(NamedTuple):
+    """What is adapted.
+
+    model: its structure. params: its weights. token_bytes: as of a tokenizer.
+    curve: [(step of its own training, scores)], the last of them those of `params`.
+    """
+
+    model: TransformerConfig
+    params: Params
+    token_bytes: np.ndarray
+    curve: list[tuple[int, Scores]]
+
+
+@functools.cache
+def open_base(cfg: Config) -> Base:
+    """Trains the base. A function of the config alone: another process gets the same weights."""
+    base, text = cfg.base, plays("bytes")
+    run = RunConfig(
+        model=TransformerConfig(
+            vocab_size=text.tokenizer.vocab_size,
+            context_length=base.context_length,
+            num_layers=base.num_layers,
+            d_model=base.d_model,
+            num_heads=base.num_heads,
+        ),
+        data=DataConfig(batch_size=base.batch_size),
+        optim=OptimConfig(name="muon", peak_lr=base.peak_lr, warmup_steps=base.num_steps // 10),
+        train=train_config(base.num_steps, base.eval_every),
+        seed=base.seed,
+    )
+    token_bytes = text.tokenizer.token_bytes
+    trained = train(cfg, [run], make_program(run, token_bytes), text)
+    curve = [(step, scores.of(0)) for step, scores in scores_of(trained)]
+    return Base(run.model, lane_of(trained.state.params, 0), token_bytes, curve)
+
+
+def base_rows(cfg: Config) -> list[Row]:
+    base, fields = open_base(cfg), {"method": readings.BASE}
+    size = count_params(transformer.param_specs(base.model))
+    rows = [Row(fields, None, None, "parameters", size, "parameters")]
+    for step, scores in base.curve:
+        rows += score_rows(fields, cfg.base.seed, step, scores, "base_")
+    return rows + score_rows(fields, None, 0, base.curve[-1][1], "best_")
+
+
+# Adaptation.
+
+
+def lora_rows(cfg: Config, targets: str) -> list[Row]:
+    """All ranks, scalings and seeds of one target set, as one population."""
+    base = open_base(cfg)
+    scalings = readings.scalings_of(targets, cfg.both_scalings)
+    lanes = list(itertools.product(scalings, cfg.ranks, range(cfg.num_seeds)))
+    runs = [
+        adaptation(
+            cfg,
+            base,
+            seed,
+            cfg.lora_lr,
+            LoraConfig(
+                rank=rank,
+                # alpha/sqrt(r) is alpha/r with another alpha: a number, and so the same program.
+                alpha=cfg.alpha * (math.sqrt(rank) if scaling == readings.OVER_SQRT_R else 1),
+                targets=readings.TARGETS[targets],
+            ),
+        )
+        for scaling, rank, seed in lanes
+    ]
+    [group] = group_by_structure(runs)
+    program = make_program(group.cfg, base.token_bytes, group.traced)
+    trained = train(cfg, runs, program, new_domain(cfg), frozen=base.params)
+    scores, rows = scores_of(trained), []
+    for lane, (scaling, rank, seed) in enumerate(lanes):
+        fields = {"method": readings.LORA, "targets": targets, "rank": rank, "scaling": scaling}
+        rows += adaptation_rows(cfg, base, fields, seed, [(n, s.of(lane)) for n, s in scores])
+        if seed == 0:
+            specs = lora.adapter_specs(transformer.param_specs(base.model), runs[lane].lora)
+            rows.append(Row(fields, None, None, "trainable", count_params(specs), "parameters"))
+            adapters = lane_of(trained.state.params, lane)
+            for metric, value in merged_differences(cfg, base, adapters, runs[lane].lora).items():
+                rows.append(Row(fields, seed, cfg.num_steps, metric, value, "share of the largest"))
+    return rows
+
+
+def full_rows(cfg: Config) -> list[Row]:
+    """Every weight of the base trained, for each seed."""
+    base, fields = open_base(cfg), {"method": readings.FULL}
+    runs = [adaptation(cfg, base, seed, cfg.full_lr) for seed in range(cfg.num_seeds)]
+    program = make_program(runs[0], base.token_bytes)
+    trained = train(cfg, runs, program, new_domain(cfg), start=base.params)
+    rows = [Row(fields, None, None, "trainable", count_params(program.specs), "parameters")]
+    scores = scores_of(trained)
+    for seed in range(cfg.num_seeds):
+        rows += adaptation_rows(cfg, base, fields, seed, [(n, s.of(seed)) for n, s in scores])
+    return rows
+
+
+def adaptation(
+    cfg: Config, base: Base, seed: int, peak_lr: float, adapters: LoraConfig | None = None
+) -> RunConfig:
+    """A run on the new domain. Its rate is constant: a stop early is no other run cut short."""
+    return RunConfig(
+        model=base.model,
+        lora=adapters or LoraConfig(),
+        data=DataConfig(batch_size=cfg.batch_size),
+        optim=OptimConfig(
+            peak_lr=peak_lr,
+            schedule="warmup_stable_decay",
+            warmup_steps=cfg.warmup_steps,
+            decay_steps=0,
+            weight_decay=0.0,
+            b2=0.99,
+        ),
+        train=train_config(cfg.num_steps, cfg.eval_every),
+        seed=seed,
+    )
+
+
+def train_config(num_steps: int, eval_every: int) -> TrainConfig:
+    return TrainConfig(
+        num_steps=num_steps, eval_every=eval_every, steps_per_call=eval_every, save_every=eval_every
+    )
+
+
+def train(cfg: Config, runs: Sequence[RunConfig], program: Program, text: Text, **more) -> Trained:
+    """The runs, which share the program, as one population; both domains are evaluated.
+
+    Args:
+      more: the weights that are frozen, or those to start from, as for `train_population`.
+    """
+    seeds, first = [run.seed for run in runs], runs[0]
+    return train_population(
+        program.init,
+        program.step,
+        seeds=seeds,
+        hypers=stack_hypers(hyper_values(run) for run in runs),
+        inputs=lane_batches(
+            text.train,
+            seeds,
+            batch_size=first.data.batch_size,
+            context_length=first.model.context_length,
+        ),
+        num_steps=first.train.num_steps,
+        eval_every=first.train.eval_every,
+        evaluate=evaluation(program),
+        shared=validation(cfg),
+        **more,
+    )
+
+
+def scores_of(trained: Trained) -> list[tuple[int, Scores]]:
+    """[(step, scores [P, 2])]."""
+    return [
+        (step, Scores(*(np.float64(values[name].compute()) for name in Scores._fields)))
+        for step, values in trained.evaluations
+    ]
+
+
+def lane_of(tree: Params, lane: int) -> Params:
+    """One lane's part of a population's arrays."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[lane]), tree)
+
+
+def adaptation_rows(
+    cfg: Config, base: Base, fields: dict[str, Any], seed: int, curve: list[tuple[int, Scores]]
+) -> list[Row]:
+    """A run's curve, from the base on, and what early stopping makes of it."""
+    curve = [(0, base.curve[-1][1]), *curve]
+    rows = []
+    for step, scores in curve:
+        rows += score_rows(fields, seed, step, scores)
+    losses = [scores.loss[NEW] for _, scores in curve]
+    best, stopped = early_stop(losses, cfg.patience, cfg.min_delta)
+    step, scores = curve[best]
+    forgotten = scores.loss[OLD] - base.curve[-1][1].loss[OLD]
+    return [
+        *rows,
+        *score_rows(fields, seed, step, scores, "best_"),
+        Row(fields, seed, step, "forgetting", forgotten, "nats/token"),
+        Row(fields, seed, None, "best_step", step, "steps"),
+        Row(fields, seed, None, "stopped_at", curve[stopped][0], "steps"),
+    ]
+
+
+def score_rows(
+    fields: dict[str, Any], seed: int | None, step: int, scores: Scores, prefix: str = ""
+) -> list[Row]:
+    rows = []
+    for domain, loss, bits in zip((readings.OLD, readings.NEW), *scores, strict=True):
+        for metric, value, unit in (
+            ("loss", loss, "nats/token"),
+            ("perplexity", np.exp(loss), "1"),
+            ("bits_per_byte", bits, "bits/byte"),
+        ):
+            named = {**fields, "domain": domain}
+            rows.append(Row(named, seed, step, prefix + metric, float(value), unit))
+    return rows
+
+
+# Merged weights.
+
+
+def merged_differences(
+    cfg: Config, base: Base, adapters: Params, chosen: LoraConfig
+) -> dict[str, float]:
+    """How far merged weights are from base plus adapters in float32, on NUM_SAMPLES samples.
+
+    merged_product: greatest |x W' - (x W + s (x A) B)| over all adapted matrices and layers, x
+      normal, as a share of the greatest |x W'| of that matrix.
+    merged_logits: greatest difference of the logits of samples of the new domain, as a share of
+      the greatest logit.
+    """
+    hypers = lora.hyper_values(chosen)
+    merged = merge(base.params, adapters, hypers, scaling=chosen.scaling)
+    return {
+        "merged_product": product_difference(base.params, adapters, merged, chosen),
+        "merged_logits": logits_difference(cfg, base, adapters, merged, hypers),
+    }
+
+
+def product_difference(base: Params, adapters: Params, merged: Params, chosen: LoraConfig) -> float:
+    """See `merged_differences`. The two paths are numpy's, with the adapters cut to their rank."""
+    base, adapters, merged = (
+        {path: np.asarray(x) for path, x in trees.flatten(tree).items()}
+        for tree in (base, adapters, merged)
+    )
+    rng, worst = np.random.default_rng(0), 0.0
+    scale = np.float32(chosen.alpha / chosen.rank)
+    for path, a in adapters.items():
+        if not path.endswith(lora.A):
+            continue
+        target = path.removesuffix(f"{trees.SEPARATOR}{lora.A}")
+        b = adapters[f"{target}{trees.SEPARATOR}{lora.B}"]
+        layers, num_in = len(a), math.prod(a.shape[1:-1])
+        a = a.reshape(layers, num_in, -1)[..., : chosen.rank]
+        b = b.reshape(layers, b.shape[1], -1)[:, : chosen.rank]
+        w, whole = (x[target].reshape(layers, num_in, -1) for x in (base, merged))
+        x = rng.normal(size=(NUM_SAMPLES, num_in)).astype(np.float32)
+        for layer in range(layers):
+            apart = x @ w[layer] + scale * ((x @ a[layer]) @ b[layer])
+            together = x @ whole[layer]
+            worst = max(worst, np.max(np.abs(together - apart)) / np.max(np.abs(together)))
+    return float(worst)
+
+
+def logits_difference(
+    cfg: Config, base: Base, adapters: Params, merged: Params, hypers: dict[str, float]
+) -> float:
+    """See `merged_differences`."""
+    tokens = lane_batches(
+        new_domain(cfg).validation,
+        [VALIDATION_SEED],
+        batch_size=NUM_SAMPLES,
+        context_length=base.model.context_length,
+    )(0, 1).tokens[0, 0]
+    apart, together = _both_logits(base.model)(base.params, adapters, merged, hypers, tokens)
+    return float(np.max(np.abs(together - apart)) / np.max(np.abs(together)))
+
+
+@functools.cache
+def _both_logits(model: TransformerConfig) -> Callable[..., Any]:
+    @jax.jit
+    def both_logits(base, adapters, merged, hypers, tokens):
+        apart = lora.attach(base, adapters, hypers, LoraConfig().scaling)
+        with jax.default_matmul_precision("highest"):  # float32 on every device
+            return tuple(transformer.forward(w, tokens, model) for w in (apart, merged))
+
+    return both_logits
+
+
+def measure(cfg: Config) -> list[dict[str, Any]]:
+    """What the forward pass takes with the base's weights and with merged ones, in turns.
+
+    The ratio is that of the two calls of a pair, so what else the machine does cancels in it.
+    """
+    base = open_base(cfg)
+    chosen = LoraConfig(rank=cfg.ranks[-1], alpha=cfg.alpha, targets=(lora.ALL,))
+    specs = lora.adapter_specs(transformer.param_specs(base.model), chosen)
+    rng = np.random.default_rng(0)
+    adapters = trees.map_with_path(lambda _, s: np.float32(rng.normal(size=s.shape)), specs)
+    merged = merge(base.params, adapters, lora.hyper_values(chosen), scaling=chosen.scaling)
+    tokens = validation(cfg).tokens[0, 0]
+    forward = jax.jit(functools.partial(transformer.forward, cfg=base.model))
+    weights = {"base": base.params, "merged": merged}
+    programs = {name: forward.lower(params, tokens).as_text() for name, params in weights.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in weights}
+    for call in range(-1, NUM_CALLS):  # the first pair compiles
+        for name in sorted(weights, reverse=call % 2 == 1):  # each comes first in half of the pairs
+            started = time.perf_counter()
+            forward(weights[name], tokens).block_until_ready()
+            if call >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return [
+        {
+            "weights": name,
+            "calls": NUM_CALLS,
+            "median_ms": 1e3 * statistics.median(values),
+            "median_ratio_to_base": statistics.median(np.divide(values, seconds["base"]).tolist()),
+            "sha256_of_the_program": hashlib.sha256(programs[name].encode()).hexdigest()[:16],
+        }
+        for name, values in seconds.items()
+    ]
