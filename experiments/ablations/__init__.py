@@ -1,6 +1,6 @@
-"""A small decoder against itself with one thing changed, each variant at its own best rate.
+"""A decoder against itself with one thing changed, each variant at its own best rate.
 
-The base: pre-norm, RMS norm, RoPE, SwiGLU; AdamW with warmup and cosine, gradients clipped to 1;
+The base: deep and narrow, pre-norm, RMS norm, RoPE, SwiGLU; AdamW with warmup and cosine, gradients clipped to 1;
 the characters of the bundled plays. A weight that two variants share starts from the same value,
 because its key follows from its path, and both see the same text in the same order.
 """
@@ -55,17 +55,17 @@ class Config:
 
     scale: Literal["small", "default", "full"] = "default"
     variants: tuple[Variant, ...] = tuple(CLAIMS)
-    peak_lrs: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    peak_lrs: tuple[float, ...] = (4e-3, 1.2e-2, 3.6e-2, 1e-1)
     num_seeds: int = 5
-    num_layers: int = 3
-    d_model: int = 32
+    num_layers: int = 6
+    d_model: int = 16
     num_heads: int = 2
-    d_ff: int = 88
-    context_length: int = 32
-    batch_size: int = 8
-    num_steps: int = 200
-    warmup_steps: int = 20
-    eval_every: int = 20
+    d_ff: int = 48
+    context_length: int = 16
+    batch_size: int = 16
+    num_steps: int = 128
+    warmup_steps: int = 16
+    eval_every: int = 16
     eval_tokens: int = 4096
 
     def __post_init__(self):
@@ -89,11 +89,9 @@ class Config:
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "variants": ("no norm", "post-norm", "no positions"),
-        "peak_lrs": (3e-3, 1e-2),
+        "peak_lrs": (1.2e-2, 3.6e-2),
         "num_seeds": 3,
-        "num_layers": 2,
-        "num_steps": 100,
-        "warmup_steps": 10,
+        "batch_size": 8,
     },
     "full": {
         "peak_lrs": (3e-4, 1e-3, 3e-3, 1e-2),
@@ -174,7 +172,7 @@ def claims(results: Results) -> list[Claim]:
     found = []
     for variant, interval in differences(results).items():
         claim = weigh(CLAIMS[variant], interval, above=0.0)
-        found.append(claim._replace(evidence=f"Nats a token: {claim.evidence}"))
+        found.append(claim._replace(evidence=f"Nats/token: {claim.evidence}"))
     return found
 
 
@@ -257,7 +255,6 @@ def tables(results: Results) -> list[Table]:
     [size] = results.select("parameters", variant=BASE).values()
     for variant in (BASE, *results.config["variants"]):
         best = at_best(results, variant)
-        mean, low, high = numbers(mean_interval(list(by_seed(best).values())))
         edges = {rates[0]: " (lowest)", rates[-1]: " (highest)"} if len(rates) > 1 else {}
         [count] = results.select("parameters", variant=variant).values()
         runs = diverged.select(variant=variant).values()
@@ -267,10 +264,20 @@ def tables(results: Results) -> list[Table]:
                 int(count),
                 f"{100 * (count / size - 1):+.1f}%",
                 f"{_rate(best):g}{edges.get(_rate(best), '')}",
-                f"{mean} [{low}, {high}]",
-                "" if variant == BASE else found[variant].text(),
+                _numbers(mean_interval(list(by_seed(best).values()))),
+                "" if variant == BASE else _numbers(found[variant]),
                 f"{sum(runs):.0f} of {len(runs)}",
             ]
         )
-    header = ["variant", "parameters", "against the base", "best rate", "final loss, nats a token"]
-    return [Table("The variants", [*header, "difference to the base", "runs that diverged"], rows)]
+    header = ["variant", "parameters", "against the base", "best rate", "final loss"]
+    title = (
+        "The variants: final loss and difference to the base in nats/token, with 95% t intervals "
+        f"over {results.config['num_seeds']} seeds"
+    )
+    return [Table(title, [*header, "difference", "runs that diverged"], rows)]
+
+
+def _numbers(interval: Interval) -> str:
+    """ "2.40 [2.38, 2.42]" """
+    mean, low, high = numbers(interval)
+    return f"{mean} [{low}, {high}]"
