@@ -87,12 +87,13 @@ class Config:
 
 SCALES = {
     "small": {
-        "depths": (2, 8, 32),
+        "depths": (8, 32),
         "trained_depths": (8,),
+        "d_model": 16,
         "num_seeds": 3,
-        "num_steps": 60,
-        "warmups": (0, 40),
-        "measured_steps": (1, 10, 60),
+        "num_steps": 40,
+        "warmups": (0, 30),
+        "measured_steps": (1, 10, 40),
         "num_examples": 8,
     },
     "full": {
@@ -183,30 +184,7 @@ def _spread_claim(results: Results, depth: int, output: str) -> Claim:
 def _warmup_claims(results: Results, depth: int) -> list[Claim]:
     cfg = results.config
     steps = max(cfg["warmups"])
-    found = []
-    for output in OUTPUTS:
-        at = {"depth": depth, "output": output}
-        found.append(
-            weigh(
-                f"Warmup is what post-norm needs, {output} output projections, depth {depth}: "
-                f"{steps} steps of it lower the final loss",
-                readings.warmup_gain(results, norm_placement="post", **at),
-                above=0.0,
-            )
-        )
-        if "pre" in cfg["norm_placements"]:
-            gains = (
-                readings.warmup_gains(results, norm_placement=placement, **at)
-                for placement in ("post", "pre")
-            )
-            found.append(
-                weigh(
-                    f"{output.capitalize()} output projections, depth {depth}: warmup lowers the "
-                    "loss of post-norm by more than that of pre-norm",
-                    paired_interval(*gains, over="seeds"),
-                    above=0.0,
-                )
-            )
+    found = [_warmup_claim(results, depth, output) for output in OUTPUTS]
     at = {"depth": depth, "norm_placement": "post", "residual": True, "warmup_steps": steps}
     found.append(
         weigh(
@@ -221,6 +199,24 @@ def _warmup_claims(results: Results, depth: int) -> list[Claim]:
         )
     )
     return found
+
+
+def _warmup_claim(results: Results, depth: int, output: str) -> Claim:
+    """Two parts where there is a pre-norm to compare with: it helps, and it helps pre-norm less."""
+    at = {"depth": depth, "output": output}
+    post = readings.warmup_gains(results, norm_placement="post", **at)
+    parts = [("loss lower by {}", readings.warmup_gain(results, norm_placement="post", **at))]
+    than_pre = ""
+    if "pre" in results.config["norm_placements"]:
+        pre = readings.warmup_gains(results, norm_placement="pre", **at)
+        parts.append(("more than that of pre-norm by {}", paired_interval(post, pre, over="seeds")))
+        than_pre = ", and by more than that of pre-norm"
+    return Claim(
+        f"Warmup is what post-norm needs, {output} output projections, depth {depth}: "
+        f"{max(results.config['warmups'])} steps of it lower the final loss{than_pre}",
+        all_of(judge(interval, above=0.0) for _, interval in parts),
+        "; ".join(words.format(evidence(interval, above=0.0)) for words, interval in parts),
+    )
 
 
 def plot(results: Results) -> list[Figure]:

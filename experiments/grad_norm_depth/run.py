@@ -139,7 +139,7 @@ def train_and_measure(
     """Runs all lanes in one program: of one step, or only measuring where the cell is not trained.
 
     Returns:
-      [(updates done, what `measure` gives, of leading P)] and the losses f32[P, num_steps].
+      [(updates done, what `measure_gradients` gives, of leading P)], and losses f32[P, num_steps].
     """
     configs = [run_config(cell, lane) for lane in lanes]
     seeds = np.array([lane.seed for lane in lanes], np.int32)
@@ -157,7 +157,7 @@ def train_and_measure(
         num_lanes=len(lanes),
         hypers=hypers,
         xs=inputs(0, 1),
-        evaluate=functools.partial(measure, program),
+        evaluate=functools.partial(measure_gradients, program),
         shared=examples,
     )
 
@@ -206,7 +206,7 @@ def stack_examples(cell: dict[str, Any]) -> Batch:
     return jax.tree.map(lambda *parts: np.stack(parts), *batches)
 
 
-def measure(program: Program, state: Any, examples: Batch) -> dict[str, Array]:
+def measure_gradients(program: Program, state: Any, examples: Batch) -> dict[str, Array]:
     """Norms of the gradient of the mean loss of the lane's examples, and of each one's own."""
     model = program.model(state.hypers)
     mine = jax.tree.map(lambda x: x[state.hypers["seed"].astype(jnp.int32)], examples)
