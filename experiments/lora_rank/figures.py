@@ -106,8 +106,9 @@ def perplexity_by_share(results: Results) -> Figure:
         series,
         name="perplexity_by_share",
         title="Perplexity on the new domain, by what is trained",
-        caption=f"Lines that lie apart: it matters where the weights are. {_trained(few)} on {wide} "
-        f"(rank {cfg['ranks'][0]}); {_trained(others[rank])} on {narrow} (rank {rank}); "
+        caption="Where lines lie apart, it matters which weights are trained, and not only how "
+        f"many. {_trained(few)} on {wide} (rank {cfg['ranks'][0]}); {_trained(others[rank])} on "
+        f"{narrow} (rank {rank}); "
         f"{_trained(full)} in full fine-tuning. " + _over_seeds(results),
         x_label="trainable weights, % of the base's",
         y_label="perplexity of a byte",

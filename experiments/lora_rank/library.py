@@ -52,5 +52,5 @@ def check_fingerprint(texts: Sequence[str], expected: str) -> None:
         raise ConfigError(
             f"{FLAG}corpus_sha256={expected}: the library of this Python "
             f"{platform.python_version()} has another text ({found}); use the Python that the "
-            "study was started with, or start it anew with --workdir=NEW_FOLDER"
+            f"study was started with, or {FLAG}corpus_sha256=none and a new --workdir"
         )
