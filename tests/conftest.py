@@ -5,6 +5,11 @@ The library adds biases and position tables of lower rank on purpose, so
 """
 
 import functools
+import os
+
+# The programs of tests run for moments and compile for seconds: LLVM does little for them. It
+# changes the machine code, not the program that XLA made. Set before JAX is imported.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax.numpy as jnp
 import numpy as np

@@ -41,6 +41,7 @@ TINY = apply_overrides(
         "num_validation_modules": 1,
         "targets": ("q+v", "all linear"),
         "both_scalings": ("all linear",),
+        "other_lrs": (1e-3,),
         "ranks": (1, 2, 4),
         "num_seeds": SEEDS,
         "batch_size": 2,
@@ -134,6 +135,7 @@ def test_whole_files_validate_and_bytes_are_ids(cfg):
         ({"targets": "q+v"}, "two or more of"),
         ({"targets": "q+v,mlp"}, "two or more of"),
         ({"targets": "q+v,q+k+v"}, "both_scalings"),
+        ({"other_lrs": "0.008"}, "must differ"),
         ({"ranks": "8,1,32"}, "rising"),
         ({"ranks": "1,2"}, "three or more"),
         ({"ranks": "0,1,2"}, "from 1 on"),
@@ -172,7 +174,12 @@ def test_every_run_has_a_curve_from_the_base_on_in_both_domains(found):
     steps = [0, 2, 4, 6]
     runs = [
         *(readings.adapted(found, "q+v", rank) for rank in TINY.ranks),
-        *(readings.adapted(found, "all linear", r, s) for r in TINY.ranks for s in SCALINGS),
+        *(
+            readings.adapted(found, "all linear", rank, scaling, rate)
+            for rank in TINY.ranks
+            for scaling in SCALINGS
+            for rate in (TINY.lora_lr, *TINY.other_lrs)
+        ),
         found.select(method=FULL),
     ]
     for of in runs:
@@ -224,6 +231,8 @@ def at_end(of, domain, seed):
 def test_both_scalings_are_one_at_rank_1(found):
     one, other = (readings.adapted(found, "all linear", 1, scaling) for scaling in SCALINGS)
     assert [r[1:] for r in one.rows] == [r[1:] for r in other.rows]
+    slower = readings.adapted(found, "all linear", 1, peak_lr=TINY.other_lrs[0])
+    assert at_end(slower, NEW, 0) != at_end(one, NEW, 0)
 
 
 @pytest.mark.slow
@@ -284,7 +293,7 @@ def test_a_wrong_merge_is_seen(cfg, found):
         assert run.logits_difference(cfg, base, adapters, wrong, hypers) > 1e-4
     for metric in ("merged_product", "merged_logits"):
         values = found.select(metric).values()
-        assert len(values) == 3 * len(TINY.ranks) and max(values) <= study.MERGED_TOLERANCE
+        assert len(values) == 5 * len(TINY.ranks) and max(values) <= study.MERGED_TOLERANCE
 
 
 def test_base_and_merged_weights_run_the_same_program(cfg, monkeypatch):
@@ -302,6 +311,7 @@ def test_all_lanes_of_one_program_have_the_names_of_its_hypers(cfg):
 
 # Verdicts, on numbers made up.
 
+USUAL, SLOWER = 0.008, 0.004
 SETTINGS = {"ranks": [1, 8, 32], "targets": ["q+v", "all linear"], "num_seeds": 3}
 GOOD = {
     ("q+v", 1): 2.9,
@@ -313,8 +323,12 @@ GOOD = {
 }
 
 
-def made_up(losses=GOOD, full=2.0, base=4.0, forgotten=(0.3, 0.9), sqrt_32=2.0, merged=1e-7):
-    """Results with these losses at the best evaluation, and a little noise over three seeds."""
+def made_up(losses=GOOD, full=2.0, base=4.0, forgotten=(0.3, 0.9), sqrt_32=None, merged=1e-7):
+    """Results with these losses at the best evaluation, and a little noise over three seeds.
+
+    sqrt_32: {rate: loss} of rank 32 on all linear layers with alpha/sqrt(r).
+    """
+    sqrt_32 = {USUAL: 2.0, SLOWER: 2.0, **(sqrt_32 or {})}
     config = to_dict(apply_overrides(study.Config(), SETTINGS | {"num_steps": 20}))
     rows = [Row({"method": BASE}, None, None, "parameters", 1000, "parameters")]
 
@@ -338,9 +352,10 @@ def made_up(losses=GOOD, full=2.0, base=4.0, forgotten=(0.3, 0.9), sqrt_32=2.0, 
 
     scores({"method": BASE}, None, 0, base, 1.5, "best_")
     for (targets, rank), loss in losses.items():
-        for scaling in SCALINGS if targets == "all linear" else (OVER_R,):
-            fields = {"method": LORA, "targets": targets, "rank": rank, "scaling": scaling}
-            value = sqrt_32 if (scaling, rank) == (OVER_SQRT_R, 32) else loss
+        for scaling, rate in readings.variants(config, targets):
+            fields = {"method": LORA, "targets": targets, "rank": rank}
+            fields |= {"scaling": scaling, "peak_lr": rate}
+            value = sqrt_32[rate] if (scaling, rank) == (OVER_SQRT_R, 32) else loss
             adapted(fields, value, forgotten[0], 10 * rank)
             for metric in ("merged_product", "merged_logits"):
                 rows.append(Row(fields, 0, 20, metric, merged, "1"))
@@ -348,7 +363,7 @@ def made_up(losses=GOOD, full=2.0, base=4.0, forgotten=(0.3, 0.9), sqrt_32=2.0, 
     return Results(study="lora_rank", config=config, rows=tuple(rows))
 
 
-GAIN, WIDER, MORE_RANK, FORGETS, MERGED, SQRT = range(6)
+GAIN, WIDER, MORE_RANK, FORGETS, MERGED, SQRT, SQRT_AT_BEST = range(7)
 
 
 @pytest.mark.parametrize(
@@ -368,13 +383,16 @@ GAIN, WIDER, MORE_RANK, FORGETS, MERGED, SQRT = range(6)
         ({"merged": 2e-5}, MERGED, NOT_SUPPORTED),
         ({"merged": math.nan}, MERGED, NOT_SUPPORTED),
         ({}, SQRT, SUPPORTED),
-        ({"sqrt_32": 2.2}, SQRT, NOT_SUPPORTED),
-        ({"sqrt_32": math.nan}, SQRT, INCONCLUSIVE),
+        ({"sqrt_32": {USUAL: 2.2}}, SQRT, NOT_SUPPORTED),
+        ({"sqrt_32": {USUAL: math.nan}}, SQRT, INCONCLUSIVE),
+        ({"sqrt_32": {USUAL: 2.2}}, SQRT_AT_BEST, SUPPORTED),  # at the slower rate
+        ({"sqrt_32": {USUAL: math.nan}}, SQRT_AT_BEST, SUPPORTED),
+        ({"sqrt_32": {USUAL: 2.2, SLOWER: 2.1}}, SQRT_AT_BEST, NOT_SUPPORTED),
     ],
 )
 def test_verdicts_follow_the_numbers(changes, claim, verdict):
     claims = study.claims(made_up(**changes))
-    assert len(claims) == 6 and claims[claim].verdict == verdict, claims[claim]
+    assert len(claims) == 7 and claims[claim].verdict == verdict, claims[claim]
 
 
 def test_the_share_of_the_gain_is_by_seed():
@@ -385,12 +403,12 @@ def test_the_share_of_the_gain_is_by_seed():
 
 def test_the_table_has_a_row_for_each_setting_and_both_references():
     [table] = study.tables(made_up())
-    cells = {tuple(row[:3]): row for row in table.rows}
-    assert len(cells) == len(table.rows) == 1 + 3 + 6 + 1
-    row = dict(zip(table.header, cells["q+v", OVER_R, 8], strict=True))
+    cells = {tuple(row[:4]): row for row in table.rows}
+    assert len(cells) == len(table.rows) == 1 + 3 + 12 + 1
+    row = dict(zip(table.header, cells["q+v", OVER_R, USUAL, 8], strict=True))
     assert row["weights"] == 80 and row["%"] == 8
     assert row["best step"] == 20 and row["stopped at"] == pytest.approx(40 / 3)
-    assert row["perplexity"].startswith("14.88 [")  # exp(2.7)
+    assert row["perplexity"].replace("\N{NO-BREAK SPACE}", " ").startswith("14.88 [")  # exp(2.7)
 
 
 def test_everything_is_drawn(tmp_path):
