@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.comparing import by_seed, difference
+from experiments.comparing import by_seed, difference, lowest_mean
 from experiments.lora_rank import figures, readings
 from experiments.lora_rank.library import MODULES
 from experiments.lora_rank.readings import BASE, FULL, LORA, OLD, OVER_R, OVER_SQRT_R, TARGETS
@@ -54,7 +54,8 @@ class Config:
     modules: files of the standard library, in order; the last `num_validation_modules` validate.
     corpus_sha256: of their text, which differs between versions of Python; None: filled in.
     targets: names out of TARGETS, the narrowest first and the widest last.
-    both_scalings: those of them that are trained with alpha/sqrt(r), too.
+    both_scalings: those of them that are trained with alpha/sqrt(r), too; other_lrs: and at these
+      rates beside lora_lr.
     ranks: rising. num_seeds: of the adapters' first values and of the order of the text.
     alpha: the scale of A B is alpha / r, or alpha / sqrt(r).
     lora_lr, full_lr: rates of AdamW, constant after a warmup, without weight decay.
@@ -69,6 +70,7 @@ class Config:
     corpus_sha256: str | None = None
     targets: tuple[str, ...] = tuple(TARGETS)
     both_scalings: tuple[str, ...] = ("all linear",)
+    other_lrs: tuple[float, ...] = (4e-3,)
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     num_seeds: int = 5
     alpha: float = 16.0
@@ -97,6 +99,8 @@ class Config:
                 f"num_validation_modules={self.num_validation_modules} must be at least 1 and "
                 f"leave some of the {len(self.modules)} modules to train on"
             )
+        if self.lora_lr in self.other_lrs or len(set(self.other_lrs)) < len(self.other_lrs):
+            raise ValueError(f"other_lrs={self.other_lrs} must differ, and from {self.lora_lr}")
         for name in ("num_seeds", "num_steps", "eval_every", "eval_batches", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -110,6 +114,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "base.num_steps": 200,
         "targets": ("q+v", "all linear"),
+        "other_lrs": (),
         "ranks": (1, 8, 32),
         "num_seeds": 3,
         "num_steps": 60,
@@ -125,6 +130,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "base.peak_lr": 4e-3,
         "both_scalings": tuple(TARGETS),
         "num_seeds": 8,
+        "other_lrs": (1e-3,),
         "lora_lr": 2e-3,
         "full_lr": 5e-4,
         "batch_size": 16,
@@ -181,16 +187,37 @@ def claims(results: Results) -> list[Claim]:
         _merged(results),
     ]
     if cfg["both_scalings"]:
-        targets = cfg["both_scalings"][-1]
+        targets, rate = cfg["both_scalings"][-1], cfg["lora_lr"]
+        text = f"At rank {high} on {targets} layers, alpha/sqrt(r) is better than alpha/r"
         found.append(
             weigh(
-                f"At rank {high} on {targets} layers, alpha/sqrt(r) is better than alpha/r at the "
-                "same alpha and learning rate, in nats/token",
+                f"{text} at the same alpha and learning rate of {rate:g}, in nats/token",
                 difference(loss(targets, high), loss(targets, high, OVER_SQRT_R)),
                 above=0.0,
             )
         )
+        if cfg["other_lrs"]:
+            found.append(_each_at_its_best(results, text, targets, high))
     return found
+
+
+def _each_at_its_best(results: Results, text: str, targets: str, rank: int) -> Claim:
+    """The better rate of each scaling is chosen by the mean over the very seeds compared."""
+    best, chosen = {}, []
+    for scaling in (OVER_R, OVER_SQRT_R):
+        at_all = results.select(method=LORA, targets=targets, rank=rank, scaling=scaling)
+        (rate,) = lowest_mean(readings.at_best(at_all), "peak_lr")
+        best[scaling] = readings.at_best(
+            readings.adapted(results, targets, rank, scaling, peak_lr=rate)
+        )
+        chosen.append(f"{rate:g} for {scaling}")
+    tried = ", ".join(f"{rate:g}" for rate in sorted(readings.rates(results.config)))
+    claim = weigh(
+        f"{text}, each at its best learning rate out of {tried}, in nats/token",
+        difference(best[OVER_R], best[OVER_SQRT_R]),
+        above=0.0,
+    )
+    return claim._replace(evidence=f"{claim.evidence}; best {', '.join(chosen)}")
 
 
 def _every(text: str, what: str, intervals: dict[str, Interval]) -> Claim:
@@ -243,10 +270,10 @@ def plot(results: Results) -> list[Figure]:
 
 def tables(results: Results) -> list[Table]:
     cfg = results.config
-    header = ("trained", "scale", "rank", "perplexity", "bits/byte", "weights", "%")
+    header = ("trained", "scale", "rate", "rank", "perplexity", "bits/byte", "weights", "%")
     header += ("best step", "stopped at", "old perplexity")
     base = [
-        *(BASE, "", ""),
+        *(BASE, "", "", ""),
         f"{readings.of_base(results, 'perplexity'):.2f}",
         readings.of_base(results, "bits_per_byte"),
         *(0, 0.0, "", ""),
@@ -254,11 +281,11 @@ def tables(results: Results) -> list[Table]:
     ]
     rows = [base]
     for targets in cfg["targets"]:
-        for scaling in readings.scalings_of(targets, cfg["both_scalings"]):
+        for scaling, rate in readings.variants(cfg, targets):
             for rank in cfg["ranks"]:
-                of = readings.adapted(results, targets, rank, scaling)
-                rows.append([targets, scaling, rank, *_measured(results, of)])
-    rows.append([FULL, "", "", *_measured(results, results.select(method=FULL))])
+                of = readings.adapted(results, targets, rank, scaling, rate)
+                rows.append([targets, scaling, rate, rank, *_measured(results, of)])
+    rows.append([FULL, "", cfg["full_lr"], "", *_measured(results, results.select(method=FULL))])
     title = "At the best evaluation of the new domain, with what is trained and what is forgotten"
     return [Table(title, header, rows)]
 
@@ -289,8 +316,8 @@ NOTES = [
     "run up to there. Where it never stops, stopped at is the last step.",
     "The rates of LoRA and of full fine-tuning were each chosen by a sweep at the default scale "
     "(0.002 to 0.032 and 0.001 to 0.008), LoRA's at rank 8 on all linear layers with alpha/r. They "
-    "serve every rank, target set and scale: alpha/sqrt(r), whose steps are larger by the root of "
-    "the rank, is tried at the rate that suits alpha/r.",
+    "serve every rank and target set. The steps of alpha/sqrt(r) are larger by the root of the "
+    "rank, so that which scale is better is a question of the rate, too.",
     "Adapters sit in the matrices of the blocks. Full fine-tuning trains embeddings, head and "
     "gains as well, those of the bytes that no play holds among them.",
     "In a model this narrow, rank 32 is half of full rank: the ranks here are large shares of the "

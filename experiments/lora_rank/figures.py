@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments import comparing
 from experiments.lora_rank import readings
-from experiments.lora_rank.readings import FULL, NEW, OLD, OVER_R, OVER_SQRT_R, SCALINGS
+from experiments.lora_rank.readings import FULL, NEW, OLD, SCALINGS
 from jaxlm.analysis.statistics import mean_interval, numbers
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Band, Figure, grid, lines
@@ -19,7 +19,7 @@ def plot(results: Results) -> list[Figure]:
         perplexity_by_rank(results),
         perplexity_by_share(results),
         forgetting_by_rank(results),
-        scalings_by_rank(results),
+        *([scalings_by_rank(results)] if results.config["both_scalings"] else []),
         learning_curves(results),
     ]
 
@@ -38,16 +38,14 @@ def _over_seeds(results: Results) -> str:
     return f"Means with 95% t intervals over {results.config['num_seeds']} seeds."
 
 
-def _by_rank(results: Results, metric: str, domain: str, scaling: str = OVER_R) -> list[Band]:
+def _by_rank(results: Results, metric: str, domain: str) -> list[Band]:
     return [
         comparing.band(
             targets,
             (
                 (
                     rank,
-                    readings.at_best(
-                        readings.adapted(results, targets, rank, scaling), metric, domain
-                    ),
+                    readings.at_best(readings.adapted(results, targets, rank), metric, domain),
                 )
                 for rank in results.config["ranks"]
             ),
@@ -146,39 +144,37 @@ def forgetting_by_rank(results: Results) -> Figure:
 def scalings_by_rank(results: Results) -> Figure:
     cfg = results.config
     full = readings.at_best(results.select(method=FULL), "perplexity").values()
+
+    def perplexity(targets, rank, scaling, rate):
+        of = readings.adapted(results, targets, rank, scaling, rate)
+        return readings.at_best(of, "perplexity")
+
     panels = [
         (
-            targets,
+            f"{targets}, rate {rate:g}",
             [
                 comparing.band(
                     scaling,
-                    (
-                        (
-                            rank,
-                            readings.at_best(
-                                readings.adapted(results, targets, rank, scaling), "perplexity"
-                            ),
-                        )
-                        for rank in cfg["ranks"]
-                    ),
+                    ((rank, perplexity(targets, rank, scaling, rate)) for rank in cfg["ranks"]),
                 )
                 for scaling in SCALINGS
             ],
         )
         for targets in cfg["both_scalings"]
+        for rate in sorted(readings.rates(cfg))
     ]
     targets, rank = cfg["both_scalings"][-1], cfg["ranks"][-1]
-    plain, root = (
-        readings.at_best(readings.adapted(results, targets, rank, scaling), "perplexity").values()
-        for scaling in (OVER_R, OVER_SQRT_R)
+    found = "; ".join(
+        f"at rate {rate:g} "
+        + ", ".join(f"{s} {_text(perplexity(targets, rank, s, rate).values())}" for s in SCALINGS)
+        for rate in sorted(readings.rates(cfg))
     )
     return grid(
         panels,
         name="scalings_by_rank",
         title="Two scales of what adapters add",
-        caption=f"Alpha is {cfg['alpha']:g} and the learning rate {cfg['lora_lr']:g} in both; at "
-        f"rank 1 they are the same. At rank {rank} on {targets}: alpha/r {_text(plain)}, "
-        f"alpha/sqrt(r) {_text(root)}. " + _over_seeds(results),
+        caption=f"Alpha is {cfg['alpha']:g} in both, so that at rank 1 they are the same. Rank "
+        f"{rank} on {targets}: {found}. " + _over_seeds(results),
         x_label="rank",
         y_label="perplexity of a byte",
         log_x=True,

@@ -1,6 +1,7 @@
 """Names of what was varied, and how to read it off the results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from jaxlm.core.results import Results
 
@@ -16,14 +17,28 @@ TARGETS = {  # sets of matrices
 }
 
 
-def scalings_of(targets: str, both_scalings: Sequence[str]) -> tuple[str, ...]:
-    """Those that a target set is trained with."""
-    return SCALINGS if targets in both_scalings else SCALINGS[:1]
+def variants(config: Mapping[str, Any], targets: str) -> list[tuple[str, float]]:
+    """[(scaling, peak_lr)] that a target set is trained with, the usual one first."""
+    if targets not in config["both_scalings"]:
+        return [(OVER_R, config["lora_lr"])]
+    return [(scaling, lr) for lr in rates(config) for scaling in SCALINGS]
 
 
-def adapted(results: Results, targets: str, rank: int, scaling: str = OVER_R) -> Results:
-    """The rows of LoRA at one setting."""
-    return results.select(method=LORA, targets=targets, rank=rank, scaling=scaling)
+def rates(config: Mapping[str, Any]) -> list[float]:
+    """At which the two scalings are compared, the usual one first."""
+    return [config["lora_lr"], *config["other_lrs"]]
+
+
+def adapted(
+    results: Results,
+    targets: str,
+    rank: int,
+    scaling: str = OVER_R,
+    peak_lr: float | None = None,
+) -> Results:
+    """The rows of LoRA at one setting; peak_lr: None for the usual rate."""
+    lr = results.config["lora_lr"] if peak_lr is None else peak_lr
+    return results.select(method=LORA, targets=targets, rank=rank, scaling=scaling, peak_lr=lr)
 
 
 def at_best(of: Results, metric: str = "loss", domain: str = NEW) -> Results:

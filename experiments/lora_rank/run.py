@@ -19,7 +19,7 @@ from experiments.texts import Text, lane_batches, plays
 from jaxlm.analysis.statistics import early_stop
 from jaxlm.core import trees
 from jaxlm.core.arrays import Params
-from jaxlm.core.config import from_dict
+from jaxlm.core.config import from_dict, to_dict
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch, split_from_array
@@ -159,16 +159,16 @@ def base_rows(cfg: Config) -> list[Row]:
 
 
 def lora_rows(cfg: Config, targets: str) -> list[Row]:
-    """All ranks, scalings and seeds of one target set, as one population."""
+    """All ranks, scalings, rates and seeds of one target set, as one population."""
     base = open_base(cfg)
-    scalings = readings.scalings_of(targets, cfg.both_scalings)
-    lanes = list(itertools.product(scalings, cfg.ranks, range(cfg.num_seeds)))
+    variants = readings.variants(to_dict(cfg), targets)
+    lanes = list(itertools.product(variants, cfg.ranks, range(cfg.num_seeds)))
     runs = [
         adaptation(
             cfg,
             base,
             seed,
-            cfg.lora_lr,
+            peak_lr,
             LoraConfig(
                 rank=rank,
                 # alpha/sqrt(r) is alpha/r with another alpha: a number, and so the same program.
@@ -176,14 +176,15 @@ def lora_rows(cfg: Config, targets: str) -> list[Row]:
                 targets=readings.TARGETS[targets],
             ),
         )
-        for scaling, rank, seed in lanes
+        for (scaling, peak_lr), rank, seed in lanes
     ]
     [group] = group_by_structure(runs)
     program = make_program(group.cfg, base.token_bytes, group.traced)
     trained = train(cfg, runs, program, new_domain(cfg), frozen=base.params)
     scores, rows = scores_of(trained), []
-    for lane, (scaling, rank, seed) in enumerate(lanes):
-        fields = {"method": readings.LORA, "targets": targets, "rank": rank, "scaling": scaling}
+    for lane, ((scaling, peak_lr), rank, seed) in enumerate(lanes):
+        fields = {"method": readings.LORA, "targets": targets, "rank": rank}
+        fields |= {"scaling": scaling, "peak_lr": peak_lr}
         rows += adaptation_rows(cfg, base, fields, seed, [(n, s.of(lane)) for n, s in scores])
         if seed == 0:
             specs = lora.adapter_specs(transformer.param_specs(base.model), runs[lane].lora)
@@ -196,7 +197,7 @@ def lora_rows(cfg: Config, targets: str) -> list[Row]:
 
 def full_rows(cfg: Config) -> list[Row]:
     """Every weight of the base trained, for each seed."""
-    base, fields = open_base(cfg), {"method": readings.FULL}
+    base, fields = open_base(cfg), {"method": readings.FULL, "peak_lr": cfg.full_lr}
     runs = [adaptation(cfg, base, seed, cfg.full_lr) for seed in range(cfg.num_seeds)]
     program = make_program(runs[0], base.token_bytes)
     trained = train(cfg, runs, program, new_domain(cfg), start=base.params)
