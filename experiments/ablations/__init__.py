@@ -1,8 +1,8 @@
 """A decoder against itself with one thing changed, each variant at its own best rate.
 
-The base: deep and narrow, pre-norm, RMS norm, RoPE, SwiGLU; AdamW with warmup and cosine, gradients clipped to 1;
-the characters of the bundled plays. A weight that two variants share starts from the same value,
-because its key follows from its path, and both see the same text in the same order.
+The base: deep and narrow, pre-norm, RMS norm, RoPE, SwiGLU; AdamW with warmup and cosine, gradients
+clipped to 1; the characters of the bundled plays. A weight that two variants share starts from the
+same value, because its key follows from its path, and both see the same text in the same order.
 """
 
 import dataclasses
