@@ -97,7 +97,7 @@ def test_equal_parameters_equal_tokens_and_one_program_each(scale):
         assert len(group_by_structure(runs)) == 1
 
 
-def test_the_rows_of_a_cell(quick_compile):
+def test_the_rows_of_a_cell():
     cfg = dataclasses.replace(TINY, peak_lrs=(1e-20, 1e-2))
     rows = run_cell(cell_of(cfg, "half the batch"))
     losses = [row for row in rows if row.metric == "validation_loss"]

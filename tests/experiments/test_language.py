@@ -56,7 +56,7 @@ def validation_windows(text, num):
     return np.stack([ids[i * CONTEXT : (i + 1) * CONTEXT + 1] for i in range(num)])
 
 
-def test_losses_are_those_of_the_first_validation_windows(text, config, quick_compile):
+def test_losses_are_those_of_the_first_validation_windows(text, config):
     lanes = [with_rate(config, 1e-20, 3), with_rate(config, 1e-2, 3), with_rate(config, 1e-2, 4)]
     losses = validation_losses(text, lanes, 256)
     assert list(losses) == [3, 6]

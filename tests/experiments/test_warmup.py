@@ -113,7 +113,7 @@ def test_rates_are_those_of_the_formulas_and_both_inverse_roots_have_the_peak():
     np.testing.assert_allclose(rates("constant")[0], 1e-2)
 
 
-def test_the_rows_of_a_cell(quick_compile):
+def test_the_rows_of_a_cell():
     cell = cell_of(dataclasses.replace(TINY, peak_lrs=(1e-20, 1e-2)), "warmup_cosine", "post")
     rows = run_cell(cell)
     losses = [row for row in rows if row.metric == "validation_loss"]
