@@ -205,11 +205,18 @@ def _warmup_claim(results: Results, depth: int, output: str) -> Claim:
     """Two parts where there is a pre-norm to compare with: it helps, and it helps pre-norm less."""
     at = {"depth": depth, "output": output}
     post = readings.warmup_gains(results, norm_placement="post", **at)
-    parts = [("loss lower by {}", readings.warmup_gain(results, norm_placement="post", **at))]
+    parts = [
+        (
+            "loss without minus loss with it: {}",
+            readings.warmup_gain(results, norm_placement="post", **at),
+        )
+    ]
     than_pre = ""
     if "pre" in results.config["norm_placements"]:
         pre = readings.warmup_gains(results, norm_placement="pre", **at)
-        parts.append(("more than that of pre-norm by {}", paired_interval(post, pre, over="seeds")))
+        parts.append(
+            ("the same less that of pre-norm: {}", paired_interval(post, pre, over="seeds"))
+        )
         than_pre = ", and by more than that of pre-norm"
     return Claim(
         f"Warmup is what post-norm needs, {output} output projections, depth {depth}: "
@@ -288,9 +295,11 @@ NOTES = [
     "product of that stream and the gradient that comes back to it: where both shrink by the same "
     "factor a layer, the first towards the output and the second towards the input, the layers' "
     "norms are alike and all of them vanish together.",
-    "Norms are taken without squaring very small or large numbers, so a 0 means that the gradient "
-    "itself is below 1.2e-38, the smallest normal float32. Its logarithm is not finite: such a "
-    "setting has no slope and is reported by the share of zeros.",
+    "Norms are taken without squaring very small or large numbers, so a 0 is no artefact of "
+    "measuring: either the gradient is below 1.2e-38, the smallest normal float32, or the signal "
+    "going forward is, and then no ReLU is active and nothing comes back, not even to the last "
+    "layer. The logarithm of 0 is not finite: such a setting has no slope and is reported by the "
+    "share of zeros.",
     "Weights: truncated normal with variance 2 / (in + out); scaled output projections start "
     "1 / sqrt(2 N) times as large. Adam without clipping or decay, a constant rate after a linear "
     "warmup. No step reads a batch twice, so the training loss is a loss on new text.",

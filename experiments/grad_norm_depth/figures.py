@@ -12,6 +12,7 @@ from jaxlm.core.results import Results
 from jaxlm.reports.figures import Band, Figure, grid, heat_maps, lines
 
 COLOURS = (1e-8, 1e2)  # ends of the scale of the maps
+HIGHEST_LOSS = 5.0  # that is drawn; a uniform guess among the characters has ln 78 = 4.4
 OF = {STREAM: "gradient of the stream", LAYERS: "gradient of a layer's parameters"}
 SETTINGS = tuple((residual, output) for residual in (True, False) for output in OUTPUTS)
 
@@ -33,8 +34,12 @@ def plot(results: Results) -> list[Figure]:
     ]
 
 
+def _with(residual: bool) -> str:
+    return "residual" if residual else "no residual"
+
+
 def _name(residual: bool, output: str) -> str:
-    return f"{'residual' if residual else 'no residual'}, {output}"
+    return f"{_with(residual)}, {output}"
 
 
 def _seeds(results: Results) -> str:
@@ -60,8 +65,8 @@ def _map(results: Results, metric: str) -> Figure:
     cfg = results.config
     depths, deepest = sorted(cfg["depths"]), max(cfg["depths"])
     maps = []
-    for residual in (True, False):
-        for placement in cfg["norm_placements"]:
+    for placement in cfg["norm_placements"]:
+        for residual in (True, False):
             values = np.full((len(depths), deepest), np.nan)
             for row, depth in enumerate(depths):
                 norms = readings.profile(
@@ -73,7 +78,7 @@ def _map(results: Results, metric: str) -> Figure:
                     output=PLAIN,
                 )
                 values[row, :depth] = np.exp(readings.log_profile(norms).mean(axis=0))
-            maps.append((f"{placed(placement)}, {_name(residual, '')[:-2]}", values))
+            maps.append((f"{placed(placement)}, {_with(residual)}", values))
     return heat_maps(
         maps,
         name=f"map_{metric}",
@@ -209,7 +214,7 @@ def _noise(results: Results) -> Figure:
 
 def _warmup(results: Results) -> Figure:
     cfg = results.config
-    panels = []
+    panels, lowest = [], HIGHEST_LOSS
     for depth in sorted(cfg["trained_depths"])[-2:]:
         for placement in cfg["norm_placements"]:
             bands = []
@@ -224,6 +229,7 @@ def _warmup(results: Results) -> Figure:
                         warmup_steps=warmup,
                     ).by("step")
                     intervals = [mean_interval(group.values()) for group in losses.values()]
+                    lowest = np.nanmin([lowest, *(i.mean for i in intervals)])  # diverged
                     label = f"{output}, {f'warmup {warmup}' if warmup else 'no warmup'}"
                     bands.append(_band(label, [step for (step,) in losses], intervals))
             panels.append((f"{placed(placement)}, depth {depth}", bands))
@@ -232,7 +238,8 @@ def _warmup(results: Results) -> Figure:
         name="warmup",
         title="Training loss with and without warmup",
         caption=f"With residuals, peak rate {cfg['peak_lr']:g}; means of {cfg['log_every']} steps "
-        f"with 95% t intervals over {_seeds(results)}.",
+        f"with 95% t intervals over {_seeds(results)}. Not drawn: above {HIGHEST_LOSS:g}.",
         x_label="step",
         y_label="nats a token",
+        y_limits=(lowest - 0.1, HIGHEST_LOSS),
     )

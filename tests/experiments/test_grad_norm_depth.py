@@ -39,16 +39,6 @@ TINY = apply_overrides(
 NUM_STARTS = 2 * 2 * TINY.num_seeds  # residual, output
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What `compiling.quick_jit` is for a function, for the programs of populations."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    compile_fully = jax.stages.Lowered.compile
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.stages.Lowered, "compile", lambda self: compile_fully(self, options))
-        yield
-
-
 @pytest.fixture(scope="module")
 def cell():
     return study.cells(TINY)[0]
@@ -318,7 +308,10 @@ def test_a_run_that_diverged_leaves_its_claims_open():
     def loss(placement, output, warmup_steps):
         return math.nan if placement == "post" and warmup_steps == 0 else 3.0
 
-    assert verdicts(made(loss=loss))[6:8] == [INCONCLUSIVE] * 2
+    results = made(loss=loss)
+    assert verdicts(results)[6:8] == [INCONCLUSIVE] * 2
+    [drawn] = [figure.content for figure in study.plot(results) if figure.name == "warmup"]
+    assert drawn.y_limits == pytest.approx((2.9, 5.0), abs=0.01)
 
 
 def test_figures_and_tables_of_all_settings_say_what_is_zero():
