@@ -101,7 +101,7 @@ def test_points_one_by_one_merge_into_the_same_sweep(launch, config, sweep_file,
 def test_a_killed_sweep_ends_as_the_unbroken_one(launch, config, sweep_file, tmp_path):
     """SIGKILL once a checkpoint of all lanes is there: the table is that of the unbroken sweep."""
     every = [f"--config.train.{n}" for n in ("eval_every=8", "save_every=8", "log_every=8")]
-    args = [f"--sweep={sweep_file}", config, *every, "--config.train.num_steps=480"]
+    args = [f"--sweep={sweep_file}", config, *every, "--config.train.num_steps=160"]
     folder, found = tmp_path / "s", None
     with launch.start(*args, f"--workdir={folder}") as process:
         while process.poll() is None and found is None:
@@ -110,7 +110,7 @@ def test_a_killed_sweep_ends_as_the_unbroken_one(launch, config, sweep_file, tmp
                 found = checkpoints.newest_good(group)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert found is not None and found[1]["step"] < 480
+    assert found is not None and found[1]["step"] < 160
     assert not list((folder / "points").glob("*/rows.json"))
     again = launch(*args, f"--workdir={folder}")
     assert again.code == 0 and "resumed   at step" in again.out, again.err

@@ -165,7 +165,7 @@ def test_figures_are_files_too_and_writing_again_changes_nothing(written):
 def test_a_report_without_anything_but_a_question(tmp_path):
     path = write_study_report(tmp_path, StudyReport("bare", "Why?", [], []))
     page = Reader(path.read_text())
-    assert page.text == "bare: study report bare Why? 0 claims" and page.headings == []
+    assert page.text == "bare: study report bare Why?" and page.headings == []
 
 
 def test_what_cannot_be_reported_writes_nothing(tmp_path):
