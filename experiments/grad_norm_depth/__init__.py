@@ -45,7 +45,7 @@ class Config:
     batch_size: int = 8
     num_examples: int = 16  # sequences that gradients are measured on, the same at every step
     num_steps: int = 100
-    measured_steps: tuple[int, ...] = (1, 10, 30, 100)  # beside 0
+    measured_steps: tuple[int, ...] = (2, 10, 30, 100)  # beside 0; a warmup's first rate is 0
     log_every: int = 10
     peak_lr: float = 3e-3
     warmups: tuple[int, ...] = (0, 60)  # the shortest and the longest are compared
@@ -93,7 +93,7 @@ SCALES = {
         "num_seeds": 3,
         "num_steps": 40,
         "warmups": (0, 30),
-        "measured_steps": (1, 10, 40),
+        "measured_steps": (2, 10, 40),
         "num_examples": 8,
     },
     "full": {
@@ -104,7 +104,7 @@ SCALES = {
         "num_examples": 64,
         "num_steps": 2000,
         "warmups": (0, 500),
-        "measured_steps": (1, 10, 100, 500, 2000),
+        "measured_steps": (2, 10, 100, 500, 2000),
         "log_every": 20,
         "peak_lr": 1e-3,
         "num_seeds": 8,

@@ -85,7 +85,16 @@ def run_config(cell: dict[str, Any], lane: Lane) -> RunConfig:
 def run_cell(cell: dict[str, Any]) -> list[Row]:
     """The rows of one structure."""
     lanes = lanes_of(cell)
-    measured, losses = train_and_measure(cell, lanes)
+    return rows_of(cell, lanes, *train_and_measure(cell, lanes))
+
+
+def rows_of(
+    cell: dict[str, Any],
+    lanes: list[Lane],
+    measured: list[tuple[int, dict[str, np.ndarray]]],
+    losses: np.ndarray,
+) -> list[Row]:
+    """What `train_and_measure` returned, as rows; losses are means of `log_every` steps."""
     rows = []
     for step, values in measured:
         for place, lane in enumerate(lanes):

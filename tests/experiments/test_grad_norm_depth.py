@@ -45,8 +45,14 @@ def cell():
 
 
 @pytest.fixture(scope="module")
-def trained(cell):
-    return Results(study="", config=to_dict(TINY), rows=tuple(run.run_cell(cell)))
+def measured(cell):
+    return run.train_and_measure(cell, run.lanes_of(cell))
+
+
+@pytest.fixture(scope="module")
+def trained(cell, measured):
+    rows = run.rows_of(cell, run.lanes_of(cell), *measured)
+    return Results(study="", config=to_dict(TINY), rows=tuple(rows))
 
 
 # Cells and lanes.
@@ -69,7 +75,24 @@ def test_every_start_is_a_lane_and_only_with_a_residual_are_warmups_compared(cel
     )
 
 
+@pytest.mark.parametrize("output, expected", [(study.PLAIN, 1.0), (study.SCALED, 6**-0.5)])
+def test_what_a_lane_is_set_to(cell, output, expected):
+    cfg = run.run_config(cell, run.Lane(0.0, output, 2, 1))
+    assert (cfg.model.num_layers, cfg.model.residual, cfg.seed) == (3, 0.0, 1)
+    assert cfg.model.output_init == pytest.approx(expected)
+    assert (cfg.optim.peak_lr, cfg.optim.warmup_steps) == (TINY.peak_lr, 2)
+
+
 # Rows.
+
+
+def test_no_lane_has_moved_when_the_start_is_measured(cell, measured):
+    (step, values), lanes = measured[0][0], run.lanes_of(cell)
+    whole = dict(zip(lanes, values["whole"], strict=True))
+    at_once = [lane for lane in lanes if lane.warmup_steps == 0]
+    assert step == 0 and len(at_once) == 2 * TINY.num_seeds
+    for lane in at_once:
+        assert whole[lane] == whole[lane._replace(warmup_steps=2)]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +235,7 @@ MADE = apply_overrides(
         "num_seeds": 3,
         "num_steps": 20,
         "warmups": "0,10",
-        "measured_steps": "1,20",
+        "measured_steps": "2,20",
     },
 )
 
