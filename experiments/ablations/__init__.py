@@ -215,15 +215,19 @@ def _curve_figure(results: Results) -> Figure:
         rate = _rate(at_best(results, variant))
         groups = losses.select(variant=variant, peak_lr=rate).by("tokens")
         series.append(band(variant, ((tokens, group) for (tokens,), group in groups.items())))
+    unigram = results.select("unigram_loss").values()[0]
+    known = [y for line in series for y in line.y if math.isfinite(y)]
+    lowest = min([unigram, *known])
     return lines(
         series,
         name="loss_by_tokens",
         title="Validation loss by tokens seen",
         caption=f"Means with 95% t intervals over {results.config['num_seeds']} seeds, each "
-        "variant at its best peak rate.",
+        "variant at its best peak rate. A line that begins above the chart is cut off there.",
         x_label="tokens of training",
         y_label="nats a token",
-        references=[("unigram", results.select("unigram_loss").values()[0])],
+        y_limits=(lowest - 0.1, unigram + 0.3),
+        references=[("unigram", unigram)],
         wide=True,
     )
 
@@ -239,8 +243,9 @@ def _rate_figure(results: Results) -> Figure:
         series,
         name="loss_by_rate",
         title="Final validation loss by peak learning rate",
-        caption=f"Means with 95% t intervals over {results.config['num_seeds']} seeds. A variant "
-        "compared at the best rate of the base alone would be judged by the wrong point.",
+        caption=f"Means with 95% t intervals over {results.config['num_seeds']} seeds; no "
+        "point where a run is not finite. At the best rate of the base alone, a variant with "
+        "another best rate would be judged by the wrong point.",
         x_label="peak learning rate",
         y_label="nats a token",
         log_x=True,

@@ -340,7 +340,9 @@ def _loss_figure(results: Results) -> Figure:
         panels.append((f"{placement}-norm", series))
         words.append(f"{placement.capitalize()}-norm: {'; '.join(settings)}.")
     if ORIGINAL_FORM in results.config["schedules"]:
-        words.append("The original form of the inverse square root is run at one warmup only.")
+        words.append(
+            "The original form of the inverse square root, run at one warmup only, is left out."
+        )
     return grid(
         panels,
         name="loss_by_schedule",
