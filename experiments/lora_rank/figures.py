@@ -1,6 +1,8 @@
 """Figures of the study."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +17,12 @@ STOPPED_COLOUR = 7  # of the marks on the learning curves, away from those of th
 
 
 def plot(results: Results) -> list[Figure]:
-    return [
-        perplexity_by_rank(results),
-        perplexity_by_share(results),
-        forgetting_by_rank(results),
-        *([scalings_by_rank(results)] if results.config["both_scalings"] else []),
-        learning_curves(results),
-    ]
+    drawn = [perplexity_by_rank(results), perplexity_by_share(results)]
+    if results.config["both_scalings"]:
+        drawn.append(scalings_by_rank(results))
+        if results.config["other_lrs"]:
+            drawn.append(scalings_by_rate(results))
+    return [*drawn, forgetting_by_rank(results), learning_curves(results)]
 
 
 def _text(values) -> str:
@@ -143,43 +144,83 @@ def forgetting_by_rank(results: Results) -> Figure:
 
 def scalings_by_rank(results: Results) -> Figure:
     cfg = results.config
+    found = ", ".join(
+        f"{s} {_text(_scaled(results, _compared(cfg), cfg['ranks'][-1], s).values())}"
+        for s in SCALINGS
+    )
+    return _scalings(
+        results,
+        {
+            scaling: lambda targets, rank, s=scaling: _scaled(results, targets, rank, s)
+            for scaling in SCALINGS
+        },
+        cfg["ranks"],
+        name="scalings_by_rank",
+        title="Two scales of what adapters add, by rank",
+        caption=f"Alpha {cfg['alpha']:g} and learning rate {cfg['lora_lr']:g} in both, so that at "
+        f"rank 1 they are the same. Rank {cfg['ranks'][-1]} on {_compared(cfg)}: {found}. "
+        + _over_seeds(results),
+        x_label="rank",
+    )
+
+
+def scalings_by_rate(results: Results) -> Figure:
+    cfg = results.config
+    rank, rates = cfg["ranks"][-1], readings.rates(cfg)
+    best = {s: readings.best_rate(results, _compared(cfg), s) for s in SCALINGS}
+    found = ", ".join(
+        f"{s} {_text(_scaled(results, _compared(cfg), rank, s, rate).values())} at {rate:g}"
+        for s, rate in best.items()
+    )
+    return _scalings(
+        results,
+        {
+            scaling: lambda targets, rate, s=scaling: _scaled(results, targets, rank, s, rate)
+            for scaling in SCALINGS
+        },
+        rates,
+        name="scalings_by_rate",
+        title=f"Two scales of what adapters add, by learning rate at rank {rank}",
+        caption=f"Each at the best of the rates tried on {_compared(cfg)}: {found}. "
+        + _over_seeds(results),
+        x_label="learning rate",
+    )
+
+
+def _compared(cfg: dict[str, Any]) -> str:
+    """The target set whose numbers are told."""
+    return cfg["both_scalings"][-1]
+
+
+def _scaled(
+    results: Results, targets: str, rank: int, scaling: str, rate: float | None = None
+) -> Results:
+    of = readings.adapted(results, targets, rank, scaling, rate)
+    return readings.at_best(of, "perplexity")
+
+
+def _scalings(
+    results: Results, measured: dict[str, Callable[[str, float], Results]], xs, **look: Any
+) -> Figure:
+    """A chart of each target set with both scalings; measured: {scaling: (targets, x) -> rows}."""
     full = readings.at_best(results.select(method=FULL), "perplexity").values()
-
-    def perplexity(targets, rank, scaling, rate):
-        of = readings.adapted(results, targets, rank, scaling, rate)
-        return readings.at_best(of, "perplexity")
-
     panels = [
         (
-            f"{targets}, rate {rate:g}",
+            targets,
             [
-                comparing.band(
-                    scaling,
-                    ((rank, perplexity(targets, rank, scaling, rate)) for rank in cfg["ranks"]),
-                )
-                for scaling in SCALINGS
+                comparing.band(scaling, ((x, of(targets, x)) for x in xs))
+                for scaling, of in measured.items()
             ],
         )
-        for targets in cfg["both_scalings"]
-        for rate in sorted(readings.rates(cfg))
+        for targets in results.config["both_scalings"]
     ]
-    targets, rank = cfg["both_scalings"][-1], cfg["ranks"][-1]
-    found = "; ".join(
-        f"at rate {rate:g} "
-        + ", ".join(f"{s} {_text(perplexity(targets, rank, s, rate).values())}" for s in SCALINGS)
-        for rate in sorted(readings.rates(cfg))
-    )
     return grid(
         panels,
-        name="scalings_by_rank",
-        title="Two scales of what adapters add",
-        caption=f"Alpha is {cfg['alpha']:g} in both, so that at rank 1 they are the same. Rank "
-        f"{rank} on {targets}: {found}. " + _over_seeds(results),
-        x_label="rank",
         y_label="perplexity of a byte",
         log_x=True,
-        x_ticks=cfg["ranks"],
+        x_ticks=xs,
         references=[(FULL, float(np.mean(full)))],
+        **look,
     )
 
 

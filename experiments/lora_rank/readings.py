@@ -1,8 +1,9 @@
 """Names of what was varied, and how to read it off the results."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from experiments.comparing import lowest_mean
 from jaxlm.core.results import Results
 
 BASE, LORA, FULL = "frozen base", "LoRA", "full fine-tuning"  # method
@@ -17,16 +18,28 @@ TARGETS = {  # sets of matrices
 }
 
 
-def variants(config: Mapping[str, Any], targets: str) -> list[tuple[str, float]]:
-    """[(scaling, peak_lr)] that a target set is trained with, the usual one first."""
+class Setting(NamedTuple):
+    """Of a target set, beside the seed."""
+
+    scaling: str
+    peak_lr: float
+    rank: int
+
+
+def settings(config: Mapping[str, Any], targets: str) -> list[Setting]:
+    """All that a target set is trained with, the rates beside the usual one last."""
+    ranks, usual = config["ranks"], config["lora_lr"]
     if targets not in config["both_scalings"]:
-        return [(OVER_R, config["lora_lr"])]
-    return [(scaling, lr) for lr in rates(config) for scaling in SCALINGS]
+        return [Setting(OVER_R, usual, rank) for rank in ranks]
+    return [
+        *(Setting(scaling, usual, rank) for scaling in SCALINGS for rank in ranks),
+        *(Setting(s, lr, ranks[-1]) for s in SCALINGS for lr in config["other_lrs"]),
+    ]
 
 
 def rates(config: Mapping[str, Any]) -> list[float]:
-    """At which the two scalings are compared, the usual one first."""
-    return [config["lora_lr"], *config["other_lrs"]]
+    """At which the two scalings are compared at the highest rank, rising."""
+    return sorted([config["lora_lr"], *config["other_lrs"]])
 
 
 def adapted(
@@ -39,6 +52,14 @@ def adapted(
     """The rows of LoRA at one setting; peak_lr: None for the usual rate."""
     lr = results.config["lora_lr"] if peak_lr is None else peak_lr
     return results.select(method=LORA, targets=targets, rank=rank, scaling=scaling, peak_lr=lr)
+
+
+def best_rate(results: Results, targets: str, scaling: str) -> float:
+    """Of those tried at the highest rank, by the mean loss over the seeds."""
+    rank = results.config["ranks"][-1]
+    tried = results.select(method=LORA, targets=targets, rank=rank, scaling=scaling)
+    (rate,) = lowest_mean(at_best(tried), "peak_lr")
+    return rate
 
 
 def at_best(of: Results, metric: str = "loss", domain: str = NEW) -> Results:

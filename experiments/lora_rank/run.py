@@ -161,8 +161,8 @@ def base_rows(cfg: Config) -> list[Row]:
 def lora_rows(cfg: Config, targets: str) -> list[Row]:
     """All ranks, scalings, rates and seeds of one target set, as one population."""
     base = open_base(cfg)
-    variants = readings.variants(to_dict(cfg), targets)
-    lanes = list(itertools.product(variants, cfg.ranks, range(cfg.num_seeds)))
+    settings = readings.settings(to_dict(cfg), targets)
+    lanes = list(itertools.product(settings, range(cfg.num_seeds)))
     runs = [
         adaptation(
             cfg,
@@ -176,15 +176,14 @@ def lora_rows(cfg: Config, targets: str) -> list[Row]:
                 targets=readings.TARGETS[targets],
             ),
         )
-        for (scaling, peak_lr), rank, seed in lanes
+        for (scaling, peak_lr, rank), seed in lanes
     ]
     [group] = group_by_structure(runs)
     program = make_program(group.cfg, base.token_bytes, group.traced)
     trained = train(cfg, runs, program, new_domain(cfg), frozen=base.params)
     scores, rows = scores_of(trained), []
-    for lane, ((scaling, peak_lr), rank, seed) in enumerate(lanes):
-        fields = {"method": readings.LORA, "targets": targets, "rank": rank}
-        fields |= {"scaling": scaling, "peak_lr": peak_lr}
+    for lane, (setting, seed) in enumerate(lanes):
+        fields = {"method": readings.LORA, "targets": targets, **setting._asdict()}
         rows += adaptation_rows(cfg, base, fields, seed, [(n, s.of(lane)) for n, s in scores])
         if seed == 0:
             specs = lora.adapter_specs(transformer.param_specs(base.model), runs[lane].lora)
