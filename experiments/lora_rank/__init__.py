@@ -112,12 +112,13 @@ class Config:
 
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
-        "base.num_steps": 200,
+        "base.num_steps": 150,
+        "base.eval_every": 50,
         "targets": ("q+v", "all linear"),
         "other_lrs": (),
         "ranks": (1, 8, 32),
         "num_seeds": 3,
-        "num_steps": 60,
+        "num_steps": 50,
     },
     "full": {
         "base.num_layers": 6,
