@@ -1,12 +1,12 @@
 """Real text for studies: ids in memory, and the batches of many lanes."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import numpy as np
-
-from jaxlm.data.batches import Batch, Split, batch_at, evaluation_batches, split_from_array
+from jaxlm.data import batches
+from jaxlm.data.batches import Batch, Split, evaluation_batches, split_from_array
 from jaxlm.data.config import DataConfig
 from jaxlm.data.corpus import open_corpus
 from jaxlm.tokenizers import Tokenizer, TokenizerConfig, train_tokenizer
@@ -45,35 +45,13 @@ def lane_batches(
     Lane p sees the text in the order of seeds[p]; lanes of one seed see the same.
     """
 
-    def inputs(first: int, last: int) -> Batch:
-        return lanes_at(range(first, last))
-
-    def lanes_at(steps: Iterable[int]) -> Batch:
-        steps = list(steps)
-        by_seed = {
-            seed: _stack(
-                batch_at(split, seed, n, batch_size=batch_size, context_length=context_length)
-                for n in steps
-            )
-            for seed in dict.fromkeys(seeds)
-        }
-        return _stack(by_seed[seed] for seed in seeds)
-
-    return inputs
+    sizes = {"batch_size": batch_size, "context_length": context_length}
+    return lambda first, last: batches.lane_batches(split, seeds, range(first, last), **sizes)
 
 
 def validation_batches(
     split: Split, *, num_batches: int, batch_size: int, context_length: int
 ) -> Batch:
     """The first batches of a validation text, [num_batches, B, S]."""
-    batches = evaluation_batches(split, batch_size=batch_size, context_length=context_length)
-    return _stack(batch for batch, _ in zip(batches, range(num_batches), strict=False))
-
-
-def _stack(batches: Iterable[Any]) -> Batch:
-    parts = list(batches)
-    return Batch(
-        tokens=np.stack([b.tokens for b in parts]),
-        targets=np.stack([b.targets for b in parts]),
-        weights=np.stack([b.weights for b in parts]),
-    )
+    whole = evaluation_batches(split, batch_size=batch_size, context_length=context_length)
+    return batches.stack_batches(list(itertools.islice(whole, num_batches)))

@@ -16,7 +16,7 @@ from jaxlm.core import trees
 from jaxlm.core.arrays import Array
 from jaxlm.core.config import apply_overrides
 from jaxlm.core.results import Row
-from jaxlm.data.batches import Batch, batch_at
+from jaxlm.data.batches import Batch
 from jaxlm.nn.cross_entropy import cross_entropy
 from jaxlm.train.config import RunConfig
 from jaxlm.train.population import compile_population, means, stack_hypers
@@ -202,17 +202,9 @@ def program_of(cell: dict[str, Any]) -> Program:
 
 def stack_examples(cell: dict[str, Any]) -> Batch:
     """[seeds, B, S]: what gradients are measured on, windows that no lane is trained on."""
-    batches = [
-        batch_at(
-            plays().validation,
-            seed,
-            0,
-            batch_size=cell["num_examples"],
-            context_length=cell["context_length"],
-        )
-        for seed in range(cell["num_seeds"])
-    ]
-    return jax.tree.map(lambda *parts: np.stack(parts), *batches)
+    sizes = {"batch_size": cell["num_examples"], "context_length": cell["context_length"]}
+    first = lane_batches(plays().validation, range(cell["num_seeds"]), **sizes)(0, 1)
+    return jax.tree.map(lambda x: x[:, 0], first)
 
 
 def measure_gradients(program: Program, state: Any, examples: Batch) -> dict[str, Array]:

@@ -9,7 +9,7 @@ whatever the number of processes.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -192,6 +192,31 @@ def batch_at(
     else:
         start = _shuffled_starts(split, seed, step * batch_size + row, context_length)
     return _gather(split, start[:, None] + np.arange(context_length + 1), mask_documents)
+
+
+def lane_batches(split: Split, seeds: Sequence[int], steps: Sequence[int], **options) -> Batch:
+    """[P, steps, B, S]: for each seed its `batch_at` of each step.
+
+    Equal seeds see the same, which is made once.
+
+    Args:
+      options: batch_size and the rest, as `batch_at` takes them.
+    """
+    by_seed = {
+        seed: stack_batches([batch_at(split, seed, n, **options) for n in steps])
+        for seed in dict.fromkeys(seeds)
+    }
+    return stack_batches([by_seed[seed] for seed in seeds])
+
+
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+    """Batches of one shape along a new leading axis."""
+    return Batch(
+        **{
+            name: None if value is None else np.stack([getattr(b, name) for b in batches])
+            for name, value in vars(batches[0]).items()
+        }
+    )
 
 
 def _shuffled_starts(

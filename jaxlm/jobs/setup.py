@@ -66,6 +66,16 @@ def validation_batches(cfg: RunConfig, data: Data) -> Iterator[Batch]:
     )
 
 
+def batch_options(cfg: RunConfig) -> dict[str, Any]:
+    """What `batch_at` is told by a config, beside the seed."""
+    return {
+        "batch_size": cfg.data.batch_size,
+        "context_length": cfg.model.context_length,
+        "order": cfg.data.order,
+        "mask_documents": cfg.data.mask_documents,
+    }
+
+
 def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     """`cfg` with the tokenizer's vocabulary size, which a size given there must equal."""
     given = cfg.model.vocab_size

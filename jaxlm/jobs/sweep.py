@@ -1,5 +1,6 @@
 """--sweep=FILE: trains every point of a sweep, all points of one structure in one program."""
 
+import itertools
 import json
 import math
 import os
@@ -15,13 +16,13 @@ import numpy as np
 from jaxlm.core import sweep as sweep_lib
 from jaxlm.core.config import FLAG, ConfigError, apply_overrides, to_dict
 from jaxlm.core.sweep import Point
-from jaxlm.data.batches import Batch, batch_at
+from jaxlm.data.batches import Batch, lane_batches, stack_batches
 from jaxlm.io import checkpoints, compile_cache, metric_log, provenance, workdir
 from jaxlm.io.results import write_table
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config, run_file
 from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
-from jaxlm.jobs.setup import Data, prepare_data, validation_batches, with_vocabulary
+from jaxlm.jobs.setup import Data, batch_options, prepare_data, validation_batches, with_vocabulary
 from jaxlm.jobs.signals import stop_requests
 from jaxlm.jobs.train import open_base
 from jaxlm.models import transformer
@@ -211,23 +212,27 @@ def train_points(
     """
     cfg, started = group.cfg, time.perf_counter()
     mine = [configs[place] for place in places]
+    seeds = np.array([c.seed for c in mine], np.int32)
     program = make_program(cfg, data.tokenizer.token_bytes, group.traced)
     numbers = [hyper_values(c, group.traced) for c in mine]
+    hypers = stack_hypers(numbers)
     base = make_base(cfg)
     frozen = base if cfg.lora.rank is not None else {}
     num_steps, every = cfg.train.num_steps, cfg.train.eval_every
     per_call = steps_per_call(cfg, len(places))
 
     def inputs(first: int) -> Batch:
-        return lane_batches(mine, data, range(first, first + per_call))
+        steps = range(first, first + per_call)
+        return lane_batches(data.train, seeds.tolist(), steps, **batch_options(cfg))
 
-    shared = _stack(list(validation_batches(cfg, data))[: cfg.train.eval_batches])
+    validation = itertools.islice(validation_batches(cfg, data), cfg.train.eval_batches)
+    shared = stack_batches(list(validation))
     xs = inputs(0)
     population = compile_population(
         program.init,
         program.step,
         num_lanes=len(places),
-        hypers=stack_hypers(numbers),
+        hypers=hypers,
         xs=xs,
         frozen=frozen,
         evaluate=program.evaluate,
@@ -238,8 +243,6 @@ def train_points(
         print(f"memory    {population.lanes_at_once} points at once fit; the others wait")
     own = folder / GROUPS / "-".join(f"{p}" for p in _ends(places))
     own.mkdir(parents=True, exist_ok=True)
-    seeds = np.array([c.seed for c in mine], np.int32)
-    hypers = stack_hypers(numbers)
     done, state = _restore(own, places, jax.eval_shape(population.init, seeds, hypers))
     if state is None:
         state = population.init(seeds, hypers)
@@ -310,32 +313,6 @@ def steps_per_call(cfg: RunConfig, num_lanes: int) -> int:
     step_bytes = 12 * num_lanes * cfg.data.batch_size * cfg.model.context_length
     fit = [d for d in range(1, most + 1) if most % d == 0 and d * step_bytes <= CALL_BYTES]
     return max(fit, default=1)
-
-
-def lane_batches(configs: Sequence[RunConfig], data: Data, steps: Sequence[int]) -> Batch:
-    """[P, steps, B, S]; points of one seed read the same text in the same order."""
-    by_seed: dict[int, Batch] = {}
-    for cfg in configs:
-        if cfg.seed not in by_seed:
-            by_seed[cfg.seed] = _stack(
-                [
-                    batch_at(
-                        data.train,
-                        cfg.seed,
-                        n,
-                        batch_size=cfg.data.batch_size,
-                        context_length=cfg.model.context_length,
-                        order=cfg.data.order,
-                        mask_documents=cfg.data.mask_documents,
-                    )
-                    for n in steps
-                ]
-            )
-    return _stack([by_seed[cfg.seed] for cfg in configs])
-
-
-def _stack(parts: list[Batch]) -> Batch:
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
 
 
 def table_rows(configs, places, numbers, done, values, evaluated) -> list[dict[str, Any]]:

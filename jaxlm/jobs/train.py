@@ -30,6 +30,7 @@ from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Data,
     TrainedRun,
+    batch_options,
     check_corpus,
     check_tokenizer,
     open_run,
@@ -241,15 +242,7 @@ def _train(
     workdir.save_json(folder / SCHEDULE_FILE, [[n + 1, rate] for n, rate in table])
 
     def batch(n):
-        return batch_at(
-            data.train,
-            cfg.seed,
-            n,
-            batch_size=cfg.data.batch_size,
-            context_length=cfg.model.context_length,
-            order=cfg.data.order,
-            mask_documents=cfg.data.mask_documents,
-        )
+        return batch_at(data.train, cfg.seed, n, **batch_options(cfg))
 
     print(f"compiled  so far {compile_cache.counts()}")
     with Recorder(cfg, folder, data, model, hypers, start, started) as recorder:
