@@ -1,5 +1,6 @@
 """--sweep=FILE: trains every point of a sweep, all points of one structure in one program."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -10,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core import sweep as sweep_lib
+from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG, ConfigError, apply_overrides, to_dict
 from jaxlm.core.sweep import Point
 from jaxlm.data.batches import Batch, lane_batches, stack_batches
@@ -24,7 +25,7 @@ from jaxlm.jobs.configs import launch_config, run_file
 from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
 from jaxlm.jobs.setup import Data, batch_options, prepare_data, validation_batches, with_vocabulary
 from jaxlm.jobs.signals import stop_requests
-from jaxlm.jobs.train import open_base
+from jaxlm.jobs.train import check_source, open_base, tokenizer_of_source
 from jaxlm.models import transformer
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.sweep_report import (
@@ -34,9 +35,8 @@ from jaxlm.reports.sweep_report import (
     settings_of,
     write_sweep_report,
 )
-from jaxlm.tokenizers import load_tokenizer
 from jaxlm.train.config import RunConfig
-from jaxlm.train.population import compile_population, means, stack_hypers
+from jaxlm.train.population import compile_population, means, stack_hypers, start_all_from
 from jaxlm.train.program import Group, group_by_structure, hyper_values, make_program, trained_specs
 
 SWEEP_FILE = "sweep.json"
@@ -67,11 +67,13 @@ def main(launch: Launch) -> int:
         )
     if index is not None and launch.workdir is None:
         raise ConfigError(f"--sweep_index={index} needs --workdir, one folder for all points")
+    for cfg in sweep.configs:
+        check_source(cfg)
     data = open_data(sweep)
     configs = [with_vocabulary(c, data(c).tokenizer) for c in sweep.configs]
     groups = group_by_structure(configs)
+    bases = open_bases(groups)
     for group in groups:  # refuses what cannot be trained before a folder is made
-        make_base(group.cfg)
         trained_specs(group.cfg, transformer.param_specs(group.cfg.model))
         for place in group.members:
             hyper_values(configs[place], group.traced)
@@ -86,7 +88,8 @@ def main(launch: Launch) -> int:
             if not places:
                 continue
             print(f"group     {number + 1}/{len(groups)}: {len(places)} points", flush=True)
-            train_points(configs, group, places, data(group.cfg), folder, stopped)
+            text = data(group.cfg)
+            train_points(configs, group, places, text, bases[number], folder, stopped)
             if stopped():
                 print(f"stopped   by {stopped().name}; finished points are kept, go on with:")
                 print(f"          python launch.py --sweep={launch.flags.sweep} --workdir={folder}")
@@ -140,9 +143,7 @@ def open_data(sweep: Sweep) -> Callable[[RunConfig], Data]:
     def data(cfg: RunConfig) -> Data:
         key = (cfg.data, cfg.tokenizer, cfg.train.init_from, cfg.model.context_length)
         if key not in opened:
-            source = cfg.train.init_from
-            tokenizer = load_tokenizer(pathlib.Path(source) / "tokenizer.json") if source else None
-            opened[key] = prepare_data(cfg, tokenizer)
+            opened[key] = prepare_data(cfg, tokenizer_of_source(cfg))
         return opened[key]
 
     for cfg in sweep.configs:
@@ -150,16 +151,14 @@ def open_data(sweep: Sweep) -> Callable[[RunConfig], Data]:
     return data
 
 
-def make_base(cfg: RunConfig) -> Any:
-    """Weights that the points start from, of `train.init_from`; None without it."""
-    if cfg.train.init_from is None:
-        if cfg.lora.rank is not None:
-            raise ConfigError(
-                f"{FLAG}lora.rank={cfg.lora.rank}: adapters need a trained model to be added to; "
-                f"name its run with {FLAG}train.init_from=WORKDIR"
-            )
-        return None
-    return open_base(cfg, transformer.build(cfg.model)).params
+def open_bases(groups: Sequence[Group]) -> list[Any]:
+    """For each group the weights that its points start from; None without `train.init_from`."""
+    return [
+        None
+        if group.cfg.train.init_from is None
+        else open_base(group.cfg, transformer.build(group.cfg.model)).params
+        for group in groups
+    ]
 
 
 def save_sweep(folder: pathlib.Path, sweep: Sweep) -> None:
@@ -203,6 +202,7 @@ def train_points(
     group: Group,
     places: Sequence[int],
     data: Data,
+    base: Params | None,
     folder: pathlib.Path,
     stopped: Callable[[], Any],
 ) -> None:
@@ -216,7 +216,6 @@ def train_points(
     program = make_program(cfg, data.tokenizer.token_bytes, group.traced)
     numbers = [hyper_values(c, group.traced) for c in mine]
     hypers = stack_hypers(numbers)
-    base = make_base(cfg)
     frozen = base if cfg.lora.rank is not None else {}
     num_steps, every = cfg.train.num_steps, cfg.train.eval_every
     per_call = steps_per_call(cfg, len(places))
@@ -241,14 +240,15 @@ def train_points(
     )
     if population.lanes_at_once < len(places):
         print(f"memory    {population.lanes_at_once} points at once fit; the others wait")
-    own = folder / GROUPS / "-".join(f"{p}" for p in _ends(places))
+    # Its name tells the points apart: a checkpoint of others must not be taken for, nor lie beside,
+    # one of these.
+    own = folder / GROUPS / hashlib.sha256(str(list(places)).encode()).hexdigest()[:16]
     own.mkdir(parents=True, exist_ok=True)
-    done, state = _restore(own, places, jax.eval_shape(population.init, seeds, hypers))
+    done, state = _restore(own, jax.eval_shape(population.init, seeds, hypers))
     if state is None:
         state = population.init(seeds, hypers)
         if base is not None and cfg.lora.rank is None:  # every point trains the base's weights
-            params = jax.tree.map(lambda w: jnp.broadcast_to(w, (len(seeds), *w.shape)), base)
-            state = state.replace(params=params)
+            state = start_all_from(state, base)
     metric_log.truncate(own / ROWS_FILE, lambda row: row["step"] <= done)
     shown = time.perf_counter()
     with (
@@ -271,7 +271,7 @@ def train_points(
             save = done % cfg.train.save_every == 0 or stopped()
             if save and done < num_steps:
                 log.sync()
-                checkpointer.save(done, state, extra={"places": list(places)})
+                checkpointer.save(done, state)
             if time.perf_counter() - shown > SHOW_EVERY_S or done == num_steps:
                 shown = time.perf_counter()
                 print(f"step      {done}/{num_steps}  {_losses(values)}", flush=True)
@@ -283,25 +283,17 @@ def train_points(
     for place in places:
         path = point_folder(folder, place)
         path.mkdir(parents=True, exist_ok=True)
-        workdir.save_json(path / "config.json", _saved_config(configs[place]))
+        workdir.save_config(path, configs[place])
         workdir.save_json(path / "rows.json", rows[place])
     record = {"points": len(places), "seconds": time.perf_counter() - started}
     with metric_log.MetricLog(folder / TIMINGS_FILE) as timings:
         timings.append({**record, "lanes_at_once": population.lanes_at_once})
 
 
-def _ends(places: Sequence[int]) -> list[int]:
-    return [places[0], places[-1], len(places)]
-
-
-def _saved_config(cfg: RunConfig) -> dict[str, Any]:
-    return {"format_version": workdir.CONFIG_FORMAT, "config": to_dict(cfg)}
-
-
-def _restore(own: pathlib.Path, places: Sequence[int], abstract: Any) -> tuple[int, Any]:
-    """(step, state) of the newest checkpoint of these very points, (0, None) without one."""
+def _restore(own: pathlib.Path, abstract: Any) -> tuple[int, Any]:
+    """(step, state) of the newest checkpoint in the folder, (0, None) without one."""
     found = checkpoints.newest_good(own)
-    if found is None or found[1]["extra"].get("places") != list(places):
+    if found is None:
         return 0, None
     path, manifest = found
     return manifest["step"], checkpoints.restore(path, abstract)

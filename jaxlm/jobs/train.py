@@ -42,7 +42,7 @@ from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
-from jaxlm.tokenizers import load_tokenizer, save_tokenizer
+from jaxlm.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.loop import run_loop
 from jaxlm.train.program import hyper_values, make_program, trained_specs
@@ -67,25 +67,14 @@ def main(launch: Launch) -> int:
     compile_cache.enable()
     cfg, name = launch_config(launch)
     trackers.require(cfg.train.trackers)
-    if cfg.lora.rank is not None and cfg.train.init_from is None:
-        raise ConfigError(
-            f"{FLAG}lora.rank={cfg.lora.rank}: adapters need a trained model to be added to; name "
-            f"its run with {FLAG}train.init_from=WORKDIR"
-        )
+    check_source(cfg)
     folder = pathlib.Path(launch.workdir) if launch.workdir else None
     saved = None
     if folder and (folder / workdir.CONFIG_FILE).exists():
         saved = workdir.load_config(folder, RunConfig)
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
-    elif cfg.train.init_from is not None:
-        source = pathlib.Path(cfg.train.init_from)
-        if not (source / workdir.CONFIG_FILE).is_file():
-            raise ConfigError(
-                f"{FLAG}train.init_from={source}: holds no run (no {workdir.CONFIG_FILE})"
-            )
-        tokenizer = load_tokenizer(source / TOKENIZER_FILE)
     else:
-        tokenizer = None
+        tokenizer = tokenizer_of_source(cfg)
     data = prepare_data(cfg, tokenizer)
     cfg = with_vocabulary(cfg, data.tokenizer)
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
@@ -119,6 +108,27 @@ def main(launch: Launch) -> int:
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
+
+
+def check_source(cfg: RunConfig) -> None:
+    """Raises ConfigError where there are adapters and no model to add them to."""
+    if cfg.lora.rank is not None and cfg.train.init_from is None:
+        raise ConfigError(
+            f"{FLAG}lora.rank={cfg.lora.rank}: adapters need a trained model to be added to; name "
+            f"its run with {FLAG}train.init_from=WORKDIR"
+        )
+
+
+def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
+    """That of the run whose weights are started from; None where there is none."""
+    if cfg.train.init_from is None:
+        return None
+    source = pathlib.Path(cfg.train.init_from)
+    if not (source / workdir.CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"{FLAG}train.init_from={source}: holds no run (no {workdir.CONFIG_FILE})"
+        )
+    return load_tokenizer(source / TOKENIZER_FILE)
 
 
 def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:

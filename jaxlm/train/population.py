@@ -16,11 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
 from jaxlm.train.state import TrainState
-from jaxlm.train.step import scan_steps
+from jaxlm.train.step import scan_apart
 
 LANES = "lanes"
-
-Lane = Callable[..., Any]
 
 
 class Population(NamedTuple):
@@ -81,11 +79,7 @@ def compile_population(
     state = jax.eval_shape(init_all, seeds, _abstract(hypers))
 
     def lane(moving, xs, frozen, shared, evaluates):
-        def without_frozen(moving, x):
-            state, metrics = step(moving.replace(frozen=frozen), x)
-            return state.replace(frozen={}), metrics
-
-        moving, metrics = scan_steps(without_frozen)(moving, xs)
+        moving, metrics = scan_apart(step)(moving, frozen, xs)
         if evaluate is None:
             return moving, metrics, None
         score = functools.partial(evaluate, moving.replace(frozen=frozen), shared)
@@ -195,7 +189,7 @@ def train_population(
     )
     state = population.init(np.asarray(seeds, np.int32), hypers)
     if start is not None:
-        state = state.replace(params=jax.tree.map(_in_every_lane, start, state.params))
+        state = start_all_from(state, start)
     metrics, evaluations = [], []
     for done in range(per_call, num_steps + 1, per_call):
         due = done % eval_every == 0
@@ -220,8 +214,13 @@ def stack_hypers(each: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
     return {name: np.array([values[name] for values in each], np.float32) for name in each[0]}
 
 
-def _in_every_lane(x: Any, like: jax.Array) -> jax.Array:
-    return jax.device_put(jnp.broadcast_to(x, like.shape), like.sharding)
+def start_all_from(state: TrainState, params: Params) -> TrainState:
+    """The population's state with these weights in every lane, where its own were."""
+
+    def in_every_lane(x, like):
+        return jax.device_put(jnp.broadcast_to(x, like.shape), like.sharding)
+
+    return state.replace(params=jax.tree.map(in_every_lane, params, state.params))
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,6 +1,5 @@
 """One training step, a pure function of (state, batch) for any loss given as sums."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -97,19 +96,29 @@ def scan_steps(step: Callable) -> Callable:
     return run
 
 
-def compile_steps(step: Callable) -> Callable:
-    """`scan_steps(step)`, compiled; it overwrites the state given, all but the frozen part.
+def scan_apart(step: Callable) -> Callable:
+    """`run(moving, frozen, batches) -> (moving, metrics)`: `scan_steps`, the frozen part apart.
 
-    What is frozen is an argument of the program and none of its results: no copy is made.
+    The state goes in and comes out without it, so that it can be shared and is never copied.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def run(moving, frozen, batches):
         def without_frozen(moving, batch):
             state, metrics = step(moving.replace(frozen=frozen), batch)
             return state.replace(frozen={}), metrics
 
         return scan_steps(without_frozen)(moving, batches)
+
+    return run
+
+
+def compile_steps(step: Callable) -> Callable:
+    """`scan_steps(step)`, compiled; it overwrites the state given, all but the frozen part.
+
+    What is frozen is an argument of the program and none of its results: no copy is made.
+    """
+
+    run = jax.jit(scan_apart(step), donate_argnums=0)
 
     def run_state(state, batches):
         moving, metrics = run(state.replace(frozen={}), state.frozen, batches)
