@@ -13,6 +13,15 @@ from jaxlm.models.api import LanguageModel
 from jaxlm.nn.cross_entropy import cross_entropy, token_metrics
 
 
+def batch_metrics(
+    model: LanguageModel, params: Params, batch: Any, token_bytes: np.ndarray
+) -> dict[str, Mean]:
+    """The "loss" and "bits_per_byte" of one batch, as sums and weights; see `make_evaluator`."""
+    logits = model.forward(params, batch.tokens, segment_ids=batch.segment_ids)
+    nll, _ = cross_entropy(logits, batch.targets)
+    return token_metrics(nll, batch, token_bytes)
+
+
 def make_evaluator(
     model: LanguageModel, *, token_bytes: np.ndarray
 ) -> Callable[[Params, Iterable[Any]], dict[str, float]]:
@@ -35,9 +44,7 @@ def make_evaluator(
 
     @jax.jit
     def sums(params, batch):
-        logits = model.forward(params, batch.tokens, segment_ids=batch.segment_ids)
-        nll, _ = cross_entropy(logits, batch.targets)
-        return token_metrics(nll, batch, token_bytes)
+        return batch_metrics(model, params, batch, token_bytes)
 
     def evaluate(params, batches):
         totals = {name: Mean(np.float64(0), np.float64(0)) for name in ("loss", "bits_per_byte")}

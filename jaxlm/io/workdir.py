@@ -142,9 +142,12 @@ def load_json(path: str | os.PathLike) -> Any:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
 
 
-def save_config(workdir: str | os.PathLike, config: Any) -> None:
-    """Writes `<workdir>/config.json`, from which the run can be launched again."""
-    saved = {"format_version": CONFIG_FORMAT, "config": config_lib.to_dict(config)}
+def save_config(workdir: str | os.PathLike, config: Any, **more: Any) -> None:
+    """Writes `<workdir>/config.json`, from which the run can be launched again.
+
+    more: what else it says, such as the study whose config it is.
+    """
+    saved = {"format_version": CONFIG_FORMAT, **more, "config": config_lib.to_dict(config)}
     save_json(pathlib.Path(workdir) / CONFIG_FILE, saved)
 
 

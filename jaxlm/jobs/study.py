@@ -8,6 +8,7 @@ import time
 from types import ModuleType
 from typing import Any
 
+from jaxlm.core import results as results_lib
 from jaxlm.core.config import FLAG, ConfigError, apply_overrides, nearest, to_dict
 from jaxlm.core.results import Results, Row
 from jaxlm.io import compile_cache, metric_log, provenance, workdir
@@ -87,8 +88,7 @@ def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> i
         if (folder / workdir.CONFIG_FILE).exists():
             workdir.check_same_run(read_study_config(study, str(folder)), cfg, set())
         else:
-            config = {"format_version": workdir.CONFIG_FORMAT, "experiment": name}
-            workdir.save_json(folder / workdir.CONFIG_FILE, {**config, "config": to_dict(cfg)})
+            workdir.save_config(folder, cfg, experiment=name)
         (folder / CELLS).mkdir(exist_ok=True)
         print(f"study     {name}: {study.QUESTION}")
         print(f"folder    {folder}", flush=True)
@@ -107,8 +107,9 @@ def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> i
                     print(f"stopped   by {stopped().name}; finished cells are kept, go on with:")
                     print(f"          python launch.py --experiment={name} --workdir={folder}")
                     return 128 + stopped()
-            programs = compile_cache.programs_named(*_program_names(study))
-            print(f"programs  {programs} compiled for {len(cells)} cells", flush=True)
+        # Of all launches, and not of other studies in this process.
+        programs = sum(r["programs"] for r in metric_log.read(folder / TIMINGS_FILE))
+        print(f"programs  {programs} compiled for {len(cells)} cells", flush=True)
         results = Results(study=name, config=to_dict(cfg), rows=tuple(rows))
         save_results(folder, results)
         measure_once(study, cfg, folder)
@@ -127,7 +128,7 @@ def run_kept_cell(
     text = json.dumps(cell, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
     if path.exists():
-        return list(_rows(workdir.load_json(path)["rows"])), None
+        return list(results_lib.from_json(workdir.load_json(path)).rows), None
     run, before = run_module(study), compile_cache.counts()
     named = _program_names(study)
     programs, started = compile_cache.programs_named(*named), time.perf_counter()
@@ -137,18 +138,9 @@ def run_kept_cell(
         "compile_seconds": (compile_cache.counts() - before).seconds,
         "programs": compile_cache.programs_named(*named) - programs,
     }
-    saved = [[*row._replace(value=_json_number(row.value))] for row in rows]
-    workdir.save_json(path, {"cell": cell, "rows": saved})
-    return list(_rows(saved)), record
-
-
-def _json_number(value: Any) -> float | str:
-    value = float(value)
-    return value if abs(value) < float("inf") else str(value)
-
-
-def _rows(saved: list) -> Any:
-    return (Row(*row)._replace(value=float(row[4])) for row in saved)
+    saved = results_lib.to_json(Results(study=study.__name__, config=cell, rows=tuple(rows)))
+    workdir.save_json(path, saved)
+    return list(results_lib.from_json(saved).rows), record
 
 
 def _program_names(study: ModuleType) -> tuple[str, ...]:

@@ -14,9 +14,9 @@ import numpy as np
 from jaxlm.core.arrays import Array, Params
 from jaxlm.core.config import with_traced
 from jaxlm.core.metrics import Mean
+from jaxlm.evals.perplexity import batch_metrics
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
-from jaxlm.nn.cross_entropy import cross_entropy, token_metrics
 from jaxlm.objectives import next_token
 from jaxlm.optim import config as optim_config
 from jaxlm.optim.optimizers import make_tx
@@ -90,13 +90,11 @@ def make_program(
 
     def evaluate(state, batches):
         params = weights(state.params, state.frozen, state.hypers)
-        forward = model(state.hypers).forward
+        language_model = model(state.hypers)
 
         def add(total, batch):
-            nll, _ = cross_entropy(
-                forward(params, batch.tokens, segment_ids=batch.segment_ids), batch.targets
-            )
-            return jax.tree.map(jnp.add, total, token_metrics(nll, batch, token_bytes)), None
+            part = batch_metrics(language_model, params, batch, token_bytes)
+            return jax.tree.map(jnp.add, total, part), None
 
         nothing = Mean(jnp.float32(0), jnp.float32(0))
         totals, _ = jax.lax.scan(add, {"loss": nothing, "bits_per_byte": nothing}, batches)
