@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlm.analysis.statistics import Interval, mean_interval, paired_interval
 from jaxlm.core.results import Results
-from jaxlm.reports.figures import Band
+from jaxlm.reports.figures import Band, interval_band
 
 LEARNED = 0.05  # nats/token below the unigram distribution: less is nothing
 
@@ -57,11 +57,4 @@ def band(label: str, groups: Iterable[tuple[float, Results]], **look: Any) -> Ba
     """
     groups = list(groups)
     intervals = [mean_interval(results.values()) for _, results in groups]
-    return Band(
-        label,
-        [x for x, _ in groups],
-        [interval.mean for interval in intervals],
-        [interval.low for interval in intervals],
-        [interval.high for interval in intervals],
-        **look,
-    )
+    return interval_band(label, [x for x, _ in groups], intervals, **look)

@@ -1,14 +1,15 @@
 """Runs on a real text as the lanes of one population: the training that several studies share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from experiments.texts import Text, lane_batches, validation_batches
 from jaxlm.data.batches import Batch
 from jaxlm.train.config import RunConfig
-from jaxlm.train.population import stack_hypers, train_population
-from jaxlm.train.program import group_by_structure, hyper_values, make_program
+from jaxlm.train.population import Trained, stack_hypers, train_population
+from jaxlm.train.program import Program, group_by_structure, hyper_values, make_program
 
 _ROWS = 16  # windows of one validation batch
 
@@ -32,9 +33,36 @@ def validation_losses(
     if len(groups) > 1:
         raise ValueError(f"{len(configs)} configs of {len(groups)} structures: expected one")
     [(cfg, traced, _)] = groups
-    seeds = [each.seed for each in configs]
     program = make_program(cfg, text.tokenizer.token_bytes, traced)
-    trained = train_population(
+    trained = train_runs(
+        text,
+        configs,
+        program,
+        traced,
+        evaluate=program.evaluate,
+        shared=_validation(text, cfg.model.context_length, num_tokens),
+    )
+    return {
+        done: np.asarray(scores["loss"].compute(), np.float32)
+        for done, scores in trained.evaluations
+    }
+
+
+def train_runs(
+    text: Text,
+    configs: Sequence[RunConfig],
+    program: Program,
+    traced: Sequence[str] = (),
+    **more: Any,
+) -> Trained:
+    """Trains runs that share a program, as lanes of one population; see `validation_losses`.
+
+    Args:
+      traced: as `make_program` was given it.
+      more: evaluate=, shared=, frozen= and start= of `train_population`.
+    """
+    cfg, seeds = configs[0], [each.seed for each in configs]
+    return train_population(
         program.init,
         program.step,
         seeds=seeds,
@@ -48,13 +76,8 @@ def validation_losses(
         num_steps=cfg.train.num_steps,
         eval_every=cfg.train.eval_every,
         steps_per_call=cfg.train.steps_per_call,
-        evaluate=program.evaluate,
-        shared=_validation(text, cfg.model.context_length, num_tokens),
+        **more,
     )
-    return {
-        done: np.asarray(scores["loss"].compute(), np.float32)
-        for done, scores in trained.evaluations
-    }
 
 
 def unigram_loss(text: Text, context_length: int, num_tokens: int) -> float:

@@ -9,11 +9,12 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from experiments.checks import check_multiple, check_not_empty, check_positive, check_rising
 from experiments.comparing import LEARNED, band, by_seed, difference, lowest_mean
 from jaxlm.analysis.claims import Claim, weigh
-from jaxlm.analysis.statistics import Interval, mean_interval, numbers
+from jaxlm.analysis.statistics import Interval, brief, mean_interval
 from jaxlm.core.results import Results
-from jaxlm.reports.figures import Band, Figure, lines
+from jaxlm.reports.figures import Figure, interval_band, lines
 from jaxlm.reports.study_report import Table
 
 QUESTION = "Which parts of a small decoder does its loss depend on?"
@@ -69,21 +70,13 @@ class Config:
     eval_tokens: int = 4096
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, tuple) and not value:
-                raise ValueError(f"{field.name} must name at least one")
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{field.name}={value} must be at least 1")
-        if self.peak_lrs != tuple(sorted(set(self.peak_lrs))) or self.peak_lrs[0] <= 0:
-            raise ValueError(f"peak_lrs={self.peak_lrs} must rise, from above 0")
+        check_not_empty(self)
+        check_positive(self)
+        check_rising(self, "peak_lrs")
         for name in ("d_ff", "batch_size", "num_steps", "warmup_steps", "eval_every"):
             if getattr(self, name) % 2:
                 raise ValueError(f"{name}={getattr(self, name)} must be even")
-        if self.num_steps % self.eval_every:
-            raise ValueError(
-                f"num_steps={self.num_steps} must be a multiple of eval_every={self.eval_every}"
-            )
+        check_multiple(self, "num_steps", "eval_every")
 
 
 SCALES: dict[str, dict[str, Any]] = {
@@ -193,7 +186,7 @@ def _difference_figure(results: Results) -> Figure:
     found = differences(results)
     order = sorted(found, key=lambda v: (math.isnan(found[v].mean), found[v].mean))
     label = "difference to the base"
-    points = [Band(label, [v], [found[v].mean], [found[v].low], [found[v].high]) for v in order]
+    points = [interval_band(label, [v], [found[v]]) for v in order]
     base = mean_interval(list(by_seed(at_best(results, BASE)).values()))
     return lines(
         points,
@@ -269,8 +262,8 @@ def tables(results: Results) -> list[Table]:
                 int(count),
                 f"{100 * (count / size - 1):+.1f}%",
                 f"{_rate(best):g}{edges.get(_rate(best), '')}",
-                _numbers(mean_interval(list(by_seed(best).values()))),
-                "" if variant == BASE else _numbers(found[variant]),
+                brief(mean_interval(list(by_seed(best).values()))),
+                "" if variant == BASE else brief(found[variant]),
                 f"{sum(runs):.0f} of {len(runs)}",
             ]
         )
@@ -280,9 +273,3 @@ def tables(results: Results) -> list[Table]:
         f"over {results.config['num_seeds']} seeds"
     )
     return [Table(title, [*header, "difference", "runs that diverged"], rows)]
-
-
-def _numbers(interval: Interval) -> str:
-    """ "2.40 [2.38, 2.42]" """
-    mean, low, high = numbers(interval)
-    return f"{mean} [{low}, {high}]"

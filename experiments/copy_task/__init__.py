@@ -14,15 +14,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.checks import check_multiple, check_not_empty, check_positive
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import (
+    brief,
     mean_interval,
-    numbers,
     paired_interval,
     proportion_interval,
 )
 from jaxlm.core.results import Results
-from jaxlm.reports.figures import Band, Figure, heat_map, heat_maps, lines
+from jaxlm.reports.figures import Band, Figure, heat_map, heat_maps, interval_band, lines
 from jaxlm.reports.study_report import Table
 
 QUESTION = "How does a transformer learn to copy, and how far beyond the lengths it was trained on?"
@@ -54,12 +55,8 @@ class Config:
     eval_every: int = 100
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, tuple) and not value:
-                raise ValueError(f"{field.name} must name at least one")
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{field.name}={value} must be at least 1")
+        check_not_empty(self)
+        check_positive(self)
         longest = max(self.train_length, *self.test_lengths)
         if longest > self.num_symbols:
             raise ValueError(
@@ -68,10 +65,7 @@ class Config:
             )
         if self.train_length not in self.test_lengths:
             raise ValueError(f"test_lengths must hold train_length={self.train_length}")
-        if self.num_steps % self.eval_every:
-            raise ValueError(
-                f"num_steps={self.num_steps} must be a multiple of eval_every={self.eval_every}"
-            )
+        check_multiple(self, "num_steps", "eval_every")
 
 
 SCALES = {
@@ -332,14 +326,7 @@ def plot(results: Results) -> list[Figure]:
 
 
 def _band(label: str, x: Sequence[float], values: Sequence[Sequence[float]]) -> Band:
-    intervals = [mean_interval(each) for each in values]
-    return Band(
-        label,
-        list(x),
-        [i.mean for i in intervals],
-        [i.low for i in intervals],
-        [i.high for i in intervals],
-    )
+    return interval_band(label, x, [mean_interval(each) for each in values])
 
 
 def _score_figure(results: Results, structures, labels) -> Figure:
@@ -431,8 +418,7 @@ def tables(results: Results) -> list[Table]:
             cells = []
             for length in cfg["test_lengths"]:
                 values = _final(results, metric, length=length, **structure).values()
-                mean, low, high = numbers(mean_interval(values))
-                cells.append(mean if low == "nan" else f"{mean} [{low}, {high}]")
+                cells.append(brief(mean_interval(values)))
             rows.append([_label(results, structure), metric.replace("_", " "), *cells])
     header = ["positions", "share right of", *(f"length {n}" for n in cfg["test_lengths"])]
     return [Table("Accuracy by length: mean and 95% t interval over seeds", header, rows)]

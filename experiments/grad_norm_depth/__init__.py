@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.checks import check_multiple, check_positive
 from experiments.grad_norm_depth import readings
 from experiments.grad_norm_depth.readings import LAYERS, STREAM
 from jaxlm.analysis.claims import Claim, all_of, evidence, judge, weigh
-from jaxlm.analysis.statistics import Interval, numbers, paired_interval
+from jaxlm.analysis.statistics import brief, paired_interval
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Figure
 from jaxlm.reports.study_report import Table
@@ -58,10 +59,7 @@ class Config:
                 raise ValueError(f"{name} must name at least one, and none twice")
         if not set(self.trained_depths) <= set(self.depths):
             raise ValueError(f"trained_depths={self.trained_depths} must be among {self.depths}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{field.name}={value} must be at least 1")
+        check_positive(self)
         if min(self.depths) < 2:
             raise ValueError(f"depths={self.depths}: a slope over layers needs at least 2 of them")
         if self.num_examples < 2:
@@ -73,10 +71,7 @@ class Config:
             raise ValueError(
                 f"warmups={self.warmups} must be two or more from 0 to num_steps={self.num_steps}"
             )
-        if self.num_steps % self.log_every:
-            raise ValueError(
-                f"num_steps={self.num_steps} must be a multiple of log_every={self.log_every}"
-            )
+        check_multiple(self, "num_steps", "log_every")
         if not all(1 <= step <= self.num_steps for step in self.measured_steps):
             raise ValueError(
                 f"measured_steps={self.measured_steps} must be from 1 to num_steps={self.num_steps}"
@@ -247,8 +242,8 @@ def _depth_table(results: Results) -> Table:
                 for metric in (STREAM, LAYERS):
                     norms = readings.profile(results, metric, depth=depth, **at)
                     fit = readings.slope(norms)
-                    row += [_text(fit.slope), _text(fit.r2).partition(" ")[0]]
-                    row += [_text(readings.spread(norms)), f"{np.mean(norms == 0):.0%}"]
+                    row += [brief(fit.slope), brief(fit.r2).partition(" ")[0]]
+                    row += [brief(readings.spread(norms)), f"{np.mean(norms == 0):.0%}"]
                 rows.append(row)
     of = ("slope", "r2", "largest / smallest", "zeros")
     header = [f"{name}, {what}" for what in ("stream", "layers") for name in of]
@@ -273,7 +268,7 @@ def _warmup_table(results: Results) -> Table:
                 ]
                 lost = int(sum(np.sum(~np.isfinite(each)) for each in losses))
                 shown = [f"{each.mean():.3f}" for each in losses]
-                gain = _text(readings.warmup_gain(results, **at))
+                gain = brief(readings.warmup_gain(results, **at))
                 rows.append([depth, placed(placement), output, *shown, gain, lost])
     header = [f"warmup {steps}" for steps in cfg["warmups"]]
     return Table(
@@ -282,11 +277,6 @@ def _warmup_table(results: Results) -> Table:
         ["depth", "norm", "output", *header, "gain by warmup", "not finite"],
         rows,
     )
-
-
-def _text(interval: Interval) -> str:
-    mean, low, high = numbers(interval)
-    return mean if low == "nan" else f"{mean} [{low}, {high}]"
 
 
 NOTES = [

@@ -9,7 +9,7 @@ from experiments.grad_norm_depth import OUTPUTS, PLAIN, SCALED, placed, readings
 from experiments.grad_norm_depth.readings import LAYERS, STREAM
 from jaxlm.analysis.statistics import Interval, mean_interval
 from jaxlm.core.results import Results
-from jaxlm.reports.figures import Band, Figure, grid, heat_maps, lines
+from jaxlm.reports.figures import Band, Figure, grid, heat_maps, interval_band, lines
 
 COLOURS = (1e-8, 1e2)  # ends of the scale of the maps
 HIGHEST_LOSS = 5.0  # that is drawn; a uniform guess among the characters has ln 78 = 4.4
@@ -48,10 +48,10 @@ def _seeds(results: Results) -> str:
 
 def _band(label: str, x: Sequence[Any], intervals: Sequence[Interval], log: bool = False) -> Band:
     """log: the intervals are of natural logarithms."""
-    columns = np.array([interval[:3] for interval in intervals]).T
     if log:
-        columns = np.exp(columns)
-    return Band(label, list(x), *map(list, columns))
+        ends = (dict(zip(("mean", "low", "high"), np.exp(i[:3]), strict=True)) for i in intervals)
+        intervals = [i._replace(**exps) for i, exps in zip(intervals, ends, strict=True)]
+    return interval_band(label, x, intervals)
 
 
 def _log_band(label: str, norms: np.ndarray) -> Band:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.checks import check_multiple
 from experiments.comparing import by_seed, difference
 from experiments.lora_rank import figures, readings
 from experiments.lora_rank.library import MODULES
 from experiments.lora_rank.readings import BASE, FULL, LORA, OLD, OVER_R, OVER_SQRT_R, TARGETS
 from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, judge, weigh
-from jaxlm.analysis.statistics import Interval, mean_interval, numbers
+from jaxlm.analysis.statistics import Interval, brief, mean_interval
 from jaxlm.core.config import to_dict
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Figure
@@ -104,10 +105,7 @@ class Config:
         for name in ("num_seeds", "num_steps", "eval_every", "eval_batches", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.num_steps % self.eval_every:
-            raise ValueError(
-                f"num_steps={self.num_steps} must be a multiple of eval_every={self.eval_every}"
-            )
+        check_multiple(self, "num_steps", "eval_every")
 
 
 SCALES: dict[str, dict[str, Any]] = {
@@ -222,10 +220,7 @@ def _each_at_its_best(results: Results, text: str, targets: str, rank: int) -> C
 
 def _every(text: str, what: str, intervals: dict[str, Interval]) -> Claim:
     """That all of the intervals are above 0."""
-    parts = []
-    for name, interval in intervals.items():
-        mean, low, high = numbers(interval)
-        parts.append(f"{name}: {mean} [{low}, {high}]")
+    parts = [f"{name}: {brief(interval)}" for name, interval in intervals.items()]
     kind = next(iter(intervals.values())).kind
     return Claim(
         text,
@@ -306,8 +301,7 @@ def _measured(results: Results, of: Results) -> list[Any]:
 
 
 def _interval(of: Results) -> str:
-    mean, low, high = numbers(mean_interval(of.values()))
-    return f"{mean} [{low}, {high}]".replace(" ", "\N{NO-BREAK SPACE}")
+    return brief(mean_interval(of.values())).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 NOTES = [

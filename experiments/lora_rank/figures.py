@@ -9,7 +9,7 @@ import numpy as np
 from experiments import comparing
 from experiments.lora_rank import readings
 from experiments.lora_rank.readings import FULL, NEW, OLD, SCALINGS
-from jaxlm.analysis.statistics import mean_interval, numbers
+from jaxlm.analysis.statistics import brief, mean_interval
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Band, Figure, grid, lines
 
@@ -26,8 +26,7 @@ def plot(results: Results) -> list[Figure]:
 
 
 def _text(values) -> str:
-    mean, low, high = numbers(mean_interval(values))
-    return mean if math.isnan(float(low)) else f"{mean} [{low}, {high}]"
+    return brief(mean_interval(values))
 
 
 def _trained(of: Results) -> str:

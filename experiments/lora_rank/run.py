@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.language import train_runs
 from experiments.lora_rank import Config, library, readings
 from experiments.texts import Text, lane_batches, plays
 from jaxlm.analysis.statistics import early_stop
@@ -29,8 +30,8 @@ from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.optim.config import OptimConfig
 from jaxlm.train.config import RunConfig, TrainConfig
-from jaxlm.train.population import Trained, stack_hypers, train_population
-from jaxlm.train.program import Program, group_by_structure, hyper_values, make_program
+from jaxlm.train.population import Trained
+from jaxlm.train.program import Program, group_by_structure, make_program
 
 OLD, NEW = 0, 1  # places of the domains in what is evaluated
 VALIDATION_SEED = 0  # of the windows that every evaluation reads
@@ -240,23 +241,8 @@ def train(cfg: Config, runs: Sequence[RunConfig], program: Program, text: Text, 
     Args:
       more: the weights that are frozen, or those to start from, as for `train_population`.
     """
-    seeds, first = [run.seed for run in runs], runs[0]
-    return train_population(
-        program.init,
-        program.step,
-        seeds=seeds,
-        hypers=stack_hypers(hyper_values(run) for run in runs),
-        inputs=lane_batches(
-            text.train,
-            seeds,
-            batch_size=first.data.batch_size,
-            context_length=first.model.context_length,
-        ),
-        num_steps=first.train.num_steps,
-        eval_every=first.train.eval_every,
-        evaluate=evaluation(program),
-        shared=validation(cfg),
-        **more,
+    return train_runs(
+        text, runs, program, evaluate=evaluation(program), shared=validation(cfg), **more
     )
 
 

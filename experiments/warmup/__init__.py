@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.checks import check_multiple, check_not_empty, check_positive, check_rising
 from experiments.comparing import LEARNED, band, by_seed, difference, lowest_mean
 from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, evidence, judge
-from jaxlm.analysis.statistics import Interval, mean_interval, numbers, paired_interval
+from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Band, Figure, grid, heat_maps
 from jaxlm.reports.study_report import Table
@@ -74,20 +75,11 @@ class Config:
     clip_norm: float | None = None
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, tuple) and not value:
-                raise ValueError(f"{field.name} must name at least one")
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{field.name}={value} must be at least 1")
+        check_not_empty(self)
+        check_positive(self)
         for name in ("peak_lrs", "warmup_steps"):
-            values = getattr(self, name)
-            if values != tuple(sorted(set(values))) or values[0] <= 0:
-                raise ValueError(f"{name}={values} must rise, from above 0")
-        if self.num_steps % self.eval_every:
-            raise ValueError(
-                f"num_steps={self.num_steps} must be a multiple of eval_every={self.eval_every}"
-            )
+            check_rising(self, name)
+        check_multiple(self, "num_steps", "eval_every")
 
 
 SCALES: dict[str, dict[str, Any]] = {
@@ -499,9 +491,8 @@ def tables(results: Results) -> list[Table]:
     ).items():
         best = at_best(group)
         every = diverged.select(norm_placement=placement, schedule=schedule, warmup_steps=steps)
-        mean, low, high = numbers(mean_interval(list(by_seed(best).values())))
+        loss = brief(mean_interval(list(by_seed(best).values())))
         share = f"{sum(every.values()):.0f} of {len(every.rows)}"
-        loss = f"{mean} [{low}, {high}]"
         rows.append([f"{placement}-norm", NAMES[schedule], steps, _rate(best), loss, share])
     title = (
         "The best peak rate of each setting: final loss in nats/token, with its 95% t interval "

@@ -313,6 +313,12 @@ def numbers(interval: Interval, digits: int = 2) -> tuple[str, str, str]:
     return mean, low, high
 
 
+def brief(interval: Interval) -> str:
+    """ "2.40 [2.38, 2.42]", or the mean alone where there is no interval; for cells of tables."""
+    mean, low, high = numbers(interval)
+    return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
+
+
 class _Line(NamedTuple):
     slope: float
     intercept: float

@@ -17,9 +17,19 @@ import numpy as np
 from jaxlm.reports import heat_maps as _heat_maps
 from jaxlm.reports import line_charts, style
 from jaxlm.reports.files import write_atomic
-from jaxlm.reports.line_charts import Band, LineCharts, Panel, Reference
+from jaxlm.reports.line_charts import Band, LineCharts, Panel, Reference, interval_band
 
-__all__ = ["Band", "Figure", "Panel", "Reference", "grid", "heat_map", "heat_maps", "lines"]
+__all__ = [
+    "Band",
+    "Figure",
+    "Panel",
+    "Reference",
+    "grid",
+    "heat_map",
+    "heat_maps",
+    "interval_band",
+    "lines",
+]
 
 _HALF, _WIDE = 5.4, 11.0  # inches, of a column of a page and of the whole
 _DPI = 160

@@ -1,11 +1,12 @@
 """Drawing of lines with bands: one chart, or several side by side on one y axis."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.analysis.statistics import Interval
 from jaxlm.reports import style
 
 _DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.6)), (0, (5, 1.6, 1.2, 1.6)))
@@ -32,6 +33,15 @@ class Band(NamedTuple):
     high: Sequence[float] | None = None
     dashed: bool = False
     colour: int | None = None
+
+
+def interval_band(label: str, x: Iterable[Any], intervals: Iterable[Interval], **look: Any) -> Band:
+    """A line through the means of intervals, with the intervals as its band.
+
+    look: more of what a `Band` has, such as dashed=.
+    """
+    means, lows, highs = zip(*(interval[:3] for interval in intervals), strict=True)
+    return Band(label, list(x), list(means), list(lows), list(highs), **look)
 
 
 class Panel(NamedTuple):

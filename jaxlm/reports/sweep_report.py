@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.analysis.statistics import Interval, mean_interval, numbers
-from jaxlm.reports.figures import Band, Figure, heat_map, heat_maps, lines
+from jaxlm.reports.figures import Figure, heat_map, heat_maps, interval_band, lines
 from jaxlm.reports.study_report import StudyReport, Table, write_study_report
 
 SEED = "seed"
@@ -161,13 +161,7 @@ def _line_figure(settings: Sequence[Setting], axis: tuple[str, ...], caption: st
     if plain:
         order = np.argsort(x)
         x, intervals = [x[i] for i in order], [intervals[i] for i in order]
-    band = Band(
-        "validation loss",
-        x if plain else [str(v) for v in x],
-        [i.mean for i in intervals],
-        [i.low for i in intervals],
-        [i.high for i in intervals],
-    )
+    band = interval_band("validation loss", x if plain else [str(v) for v in x], intervals)
     return lines(
         [band],
         name="loss_by_axis",
@@ -192,9 +186,7 @@ def _curves(settings: Sequence[Setting], axes: Sequence[tuple[str, ...]]) -> Fig
                     value = row[METRIC]
                     by_step.setdefault(row["step"], []).append(np.nan if value is None else value)
         intervals = [mean_interval(values) for values in by_step.values()]
-        low, high = [i.low for i in intervals], [i.high for i in intervals]
-        means = [i.mean for i in intervals]
-        bands.append(Band(describe(setting, axes), list(by_step), means, low, high))
+        bands.append(interval_band(describe(setting, axes), by_step, intervals))
     shown = "all" if len(ranked) <= _MOST_CURVES else f"the best {_MOST_CURVES} of {len(ranked)}"
     return lines(
         bands,

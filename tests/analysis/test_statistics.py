@@ -11,6 +11,7 @@ from scipy import stats
 
 from jaxlm.analysis.statistics import (
     Interval,
+    brief,
     early_stop,
     mean_interval,
     mean_slope_interval,
@@ -351,3 +352,9 @@ def test_numbers_show_two_digits_of_the_width(interval, text):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_brief_is_the_interval_or_the_mean_alone():
+    """4.303 (t of 2 degrees of freedom) * 1 / sqrt(3) = 2.484 to each side of 2."""
+    assert brief(mean_interval([1.0, 2.0, 3.0])) == "2.0 [-0.5, 4.5]"
+    assert brief(mean_interval([2.5])) == "2.500"

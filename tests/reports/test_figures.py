@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.analysis.statistics import mean_interval
 from jaxlm.reports import figures, heat_maps, line_charts, style
-from jaxlm.reports.figures import Band, Panel
+from jaxlm.reports.figures import Band, Panel, interval_band
 
 ROOT = pathlib.Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -460,3 +461,11 @@ def test_figures_import_neither_jax_nor_matplotlib_before_they_draw():
         "assert 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_band_of_intervals_keeps_their_ends():
+    intervals = [mean_interval([1.0, 3.0]), mean_interval([5.0])]
+    band = interval_band("a", [0, 1], intervals, dashed=True)
+    assert (band.label, band.x, band.y, band.dashed) == ("a", [0, 1], [2.0, 5.0], True)
+    assert (band.low[0], band.high[0]) == intervals[0][1:3]
+    assert math.isnan(band.low[1]) and math.isnan(band.high[1])
