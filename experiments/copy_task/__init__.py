@@ -87,6 +87,14 @@ SCALES = {
     },
 }
 
+NOTES = [
+    "Optimizer, rate and number of steps of the causal task were chosen after four trial runs on "
+    "seeds 0 and 1 with RoPE and without positions: Muon at 0.01 had learned within 400 steps where "
+    "Muon and AdamW at 0.003 had not.",
+    "The whole sequence is right if every token is, each predicted from the true ones before it: "
+    "that is when greedy decoding gives it, too.",
+]
+
 
 def cells(cfg: Config) -> list[dict[str, Any]]:
     """The classic setting, then one cell for each structure of the causal one."""

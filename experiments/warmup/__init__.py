@@ -114,6 +114,13 @@ NOTES = [
     "Where training is close to diverging it is chaotic: a rate that differs in its last bit ends "
     "in another loss. So the two forms of the inverse square root, which differ by that much, are "
     "compared at the lowest peak rate, and their largest difference at any is told beside it.",
+    "The verdicts explore, they do not confirm: after a first run at the default scale the lowest "
+    "peak rate was raised from 0.002 to 0.004, the margin below the unigram loss and the claim at "
+    "one rate were added, and the two forms, which had come out different near divergence, were "
+    "compared at the lowest rate only. On the first grid, with the same seeds, the claims on "
+    "post-norm at its best rate and on its diverged runs were inconclusive, pre-norm did not need "
+    "warmup (supported), and cosine below constant was inconclusive for pre-norm and not supported "
+    "for post-norm. Other seeds on a grid fixed beforehand would confirm.",
 ]
 
 
