@@ -88,9 +88,9 @@ SCALES = {
 }
 
 NOTES = [
-    "Optimizer, rate and number of steps of the causal task were chosen after four trial runs on "
-    "seeds 0 and 1 with RoPE and without positions: Muon at 0.01 had learned within 400 steps where "
-    "Muon and AdamW at 0.003 had not.",
+    "Optimizer, rate and number of steps of the causal task were chosen after trial runs on seeds "
+    "0 and 1: with RoPE, Muon at 0.01 had learned within 400 steps, and Muon and AdamW at 0.003 "
+    "had not.",
     "The whole sequence is right if every token is, each predicted from the true ones before it: "
     "that is when greedy decoding gives it, too.",
 ]
