@@ -5,11 +5,19 @@ The library adds biases and position tables of lower rank on purpose, so
 """
 
 import functools
+import importlib.metadata
 import os
 
-# The programs of tests run for moments and compile for seconds: LLVM does little for them. It
-# changes the machine code, not the program that XLA made. Set before JAX is imported.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# The programs of tests run for moments and compile for seconds: XLA and LLVM do little for them.
+# It changes the machine code, not what is computed. Set before JAX is imported.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        # Later versions do not know the flag and would not start.
+        *["--xla_cpu_use_fusion_emitters=false"][: importlib.metadata.version("jaxlib") < "0.12"],
+    ]
+)
 
 import jax.numpy as jnp
 import numpy as np
