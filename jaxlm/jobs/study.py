@@ -14,6 +14,7 @@ from jaxlm.core.results import Results, Row
 from jaxlm.io import compile_cache, metric_log, provenance, workdir
 from jaxlm.io.results import load_results, save_results
 from jaxlm.jobs import Launch
+from jaxlm.jobs.devices import one_cpu_device_per_core
 from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
 from jaxlm.jobs.signals import stop_requests
 from jaxlm.reports.study_report import REPORT, StudyReport, write_index, write_study_report
@@ -26,6 +27,7 @@ POPULATION = ("population",)
 
 def main(launch: Launch) -> int:
     name = launch.flags.experiment
+    one_cpu_device_per_core()
     compile_cache.enable()
     if name == ALL:
         return run_all(launch)
