@@ -40,14 +40,13 @@ class Config:
     classic_steps: int = 500
     num_seeds: int = 5
     positions: tuple[Positions, ...] = ("none", "learned", "sinusoidal", "rope")
-    num_layers: tuple[int, ...] = (1, 2)
-    num_heads: tuple[int, ...] = (1, 2, 4)
-    every_shape: tuple[Positions, ...] = ("rope",)  # the others: most layers and heads only
+    num_layers: tuple[int, ...] = (2,)
+    num_heads: tuple[int, ...] = (2,)
     d_model: int = 64
     num_symbols: int = 64  # of which none comes twice in a sequence
     train_length: int = 16  # training draws lengths from 1 to this
     test_lengths: tuple[int, ...] = (4, 8, 12, 16, 20, 24, 32, 48, 64)
-    num_test: int = 32  # fresh sequences of each length, for each seed
+    num_test: int = 64  # fresh sequences of each length, for each seed
     num_steps: int = 600
     batch_size: int = 32
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -72,15 +71,14 @@ class Config:
 SCALES = {
     "small": {
         "classic_seeds": 8,
-        "num_layers": (2,),
-        "num_heads": (2,),
         "num_seeds": 3,
         "num_steps": 400,
         "test_lengths": (4, 8, 16, 24, 32),
         "num_symbols": 32,
     },
     "full": {
-        "every_shape": ("none", "learned", "sinusoidal", "rope"),
+        "num_layers": (1, 2),
+        "num_heads": (1, 2, 4),
         "num_steps": 5000,
         "batch_size": 128,
         "eval_every": 500,
@@ -111,8 +109,18 @@ def cells(cfg: Config) -> list[dict[str, Any]]:
     shared = {name: getattr(cfg, name) for name in (*names, *more)}
     shared["test_lengths"] = list(cfg.test_lengths)
     shared["map_length"] = min(8, cfg.train_length)
-    structures = _structures(dataclasses.asdict(cfg))
-    return [classic, *({"part": "causal", **structure, **shared} for structure in structures)]
+    return [classic] + [
+        {
+            "part": "causal",
+            "positions": positions,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            **shared,
+        }
+        for num_layers in cfg.num_layers
+        for num_heads in cfg.num_heads
+        for positions in cfg.positions
+    ]
 
 
 def last_step(results: Results) -> int:
@@ -123,13 +131,13 @@ def _final(results: Results, metric: str, **fields: Any) -> Results:
     return results.select(metric, part="causal", step=last_step(results), **fields)
 
 
-def _largest(cfg: dict[str, Any]) -> dict[str, int]:
-    """Most layers and most heads: the structure that every encoding has, and claims are about."""
-    return {name: max(cfg[name]) for name in ("num_layers", "num_heads")}
+def _largest(results: Results) -> dict[str, int]:
+    """The deepest and widest of the structures; what claims are about."""
+    return {name: max(results.config[name]) for name in ("num_layers", "num_heads")}
 
 
 def claims(results: Results) -> list[Claim]:
-    cfg, shape = results.config, _largest(results.config)
+    cfg, shape = results.config, _largest(results)
     inside, beyond = cfg["train_length"], _beyond(cfg)
     solved = [v == 1.0 for v in results.select("exact_match", part="classic").values()]
     found = [
@@ -184,15 +192,14 @@ def claims(results: Results) -> list[Claim]:
             )
         )
     if len(cfg["num_layers"]) > 1:
-        both = [p for p in cfg["positions"] if p in cfg["every_shape"]]
-        found += [_layers_claim(results, positions) for positions in both]
+        found.append(_layers_claim(results))
     return found
 
 
-def _layers_claim(results: Results, positions: str) -> Claim:
+def _layers_claim(results: Results) -> Claim:
     cfg = results.config
     few, many = min(cfg["num_layers"]), max(cfg["num_layers"])
-    heads = max(cfg["num_heads"])
+    positions, heads = cfg["positions"][0], max(cfg["num_heads"])
     at = {"positions": positions, "num_heads": heads, "length": cfg["train_length"]}
     a, b = (_final(results, "token_accuracy", num_layers=n, **at).values() for n in (many, few))
     return weigh(
@@ -218,28 +225,26 @@ def _name(positions: str) -> str:
     return names.get(positions, f"{positions.capitalize()} positions")
 
 
-def _structures(cfg: dict[str, Any]) -> list[dict[str, Any]]:
-    shapes = [
-        {"num_layers": n, "num_heads": h} for n in cfg["num_layers"] for h in cfg["num_heads"]
-    ]
+def _structures(results: Results) -> list[dict[str, Any]]:
+    cfg = results.config
     return [
-        {"positions": positions, **shape}
-        for positions in cfg["positions"]
-        for shape in shapes
-        if positions in cfg["every_shape"] or shape == _largest(cfg)
+        {"positions": p, "num_layers": n, "num_heads": h}
+        for n in cfg["num_layers"]
+        for h in cfg["num_heads"]
+        for p in cfg["positions"]
     ]
 
 
 def _label(results: Results, structure: dict[str, Any]) -> str:
     label = structure["positions"]
     if len(results.config["num_layers"]) * len(results.config["num_heads"]) > 1:
-        label += ", layers {num_layers}, heads {num_heads}".format(**structure)
+        label += f", {structure['num_layers']} layers, {structure['num_heads']} heads"
     return label
 
 
 def plot(results: Results) -> list[Figure]:
     cfg = results.config
-    lengths, structures = cfg["test_lengths"], _structures(cfg)
+    lengths, structures = cfg["test_lengths"], _structures(results)
     labels = [_label(results, structure) for structure in structures]
 
     def means(metric):
@@ -270,7 +275,7 @@ def plot(results: Results) -> list[Figure]:
             **axes,
         )
     ]
-    shape = _largest(cfg)
+    shape = _largest(results)
     figures.append(
         lines(
             [
@@ -416,7 +421,7 @@ def _classic_figure(results: Results) -> Figure:
 def tables(results: Results) -> list[Table]:
     cfg = results.config
     rows = []
-    for structure in _structures(cfg):
+    for structure in _structures(results):
         for metric in ("token_accuracy", "exact_match"):
             cells = []
             for length in cfg["test_lengths"]:
