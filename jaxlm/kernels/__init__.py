@@ -1,0 +1,1 @@
+"""Faster functions with the signatures of `jaxlm.nn`, whose plain ones are their oracles."""
