@@ -10,20 +10,24 @@ from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
 from jaxlm.core.metrics import Mean
 from jaxlm.models.api import LanguageModel
-from jaxlm.nn.cross_entropy import cross_entropy, token_metrics
+from jaxlm.models.scoring import score_targets
+from jaxlm.nn.cross_entropy import token_metrics
 
 
 def batch_metrics(
-    model: LanguageModel, params: Params, batch: Any, token_bytes: np.ndarray
+    model: LanguageModel,
+    params: Params,
+    batch: Any,
+    token_bytes: np.ndarray,
+    vocab_chunk: int | None = None,
 ) -> dict[str, Mean]:
     """The "loss" and "bits_per_byte" of one batch, as sums and weights; see `make_evaluator`."""
-    logits = model.forward(params, batch.tokens, segment_ids=batch.segment_ids)
-    nll, _ = cross_entropy(logits, batch.targets)
-    return token_metrics(nll, batch, token_bytes)
+    scores = score_targets(model, params, batch, vocab_chunk=vocab_chunk)
+    return token_metrics(scores.nll, batch, token_bytes)
 
 
 def make_evaluator(
-    model: LanguageModel, *, token_bytes: np.ndarray
+    model: LanguageModel, *, token_bytes: np.ndarray, vocab_chunk: int | None = None
 ) -> Callable[[Params, Iterable[Any]], dict[str, float]]:
     """Builds `evaluate(params, batches) -> dict`; keep it, it compiles on first use.
 
@@ -40,11 +44,12 @@ def make_evaluator(
 
     Args:
       token_bytes: i32[V], UTF-8 bytes of each id.
+      vocab_chunk: as of `score_targets`.
     """
 
     @jax.jit
     def sums(params, batch):
-        return batch_metrics(model, params, batch, token_bytes)
+        return batch_metrics(model, params, batch, token_bytes, vocab_chunk)
 
     def evaluate(params, batches):
         totals = {name: Mean(np.float64(0), np.float64(0)) for name in ("loss", "bits_per_byte")}

@@ -11,6 +11,8 @@ class LanguageModel(NamedTuple):
     hidden: (params, tokens i32[B, S], *, segment_ids=None, key=None, dropout=None)
       -> [B, S, D]; key None means no dropout.
     unembed: (params, hidden [B, S, D]) -> logits f32[B, S, V].
+    head: paths of the weights that `unembed` reads; each has a "vocab" axis, and a logit depends
+      on no entries but those of its id.
     init_cache: (batch_size, length) -> cache for up to `length` tokens a row.
     extend: (params, tokens i32[B, S], cache) -> (logits f32[B, S, V], cache), the S tokens
       appended to what the cache holds.
@@ -19,6 +21,7 @@ class LanguageModel(NamedTuple):
     specs: dict[str, Any]
     hidden: Callable[..., Any]
     unembed: Callable[..., Any]
+    head: tuple[str, ...]
     init_cache: Callable[..., Any]
     extend: Callable[..., Any]
 

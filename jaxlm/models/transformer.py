@@ -429,6 +429,7 @@ def build(cfg: TransformerConfig, *, attend=plain_attend, constrain=_identity) -
         specs=param_specs(cfg),
         hidden=functools.partial(hidden, cfg=cfg, attend=attend, constrain=constrain),
         unembed=functools.partial(unembed, cfg=cfg),
+        head=("embed" if cfg.tied_head else "unembed", *["unembed_bias"][: cfg.head_bias]),
         init_cache=functools.partial(init_cache, cfg),
         extend=functools.partial(extend, cfg=cfg),
     )

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.nn.cross_entropy import cross_entropy, token_metrics
+from jaxlm.models.scoring import score_targets
+from jaxlm.nn.cross_entropy import token_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ def hyper_values(cfg: LossConfig) -> dict[str, float]:
     return {name: value for name, value in dataclasses.asdict(cfg).items() if value}
 
 
-def make_loss_fn(model, *, token_bytes: np.ndarray) -> Callable:
+def make_loss_fn(model, *, token_bytes: np.ndarray, vocab_chunk: int | None = None) -> Callable:
     """Builds `loss_fn(params, frozen, carry, hypers, batch, key) -> (loss_sum, (Metrics, carry))`.
 
     The sum runs over the batch's tokens weighted by `batch.weights`; it is divided once, by the
@@ -41,23 +42,24 @@ def make_loss_fn(model, *, token_bytes: np.ndarray) -> Callable:
     Args:
       model: a LanguageModel.
       token_bytes: i32[V], UTF-8 bytes of each id, so that loss also comes as bits per byte.
+      vocab_chunk: as of `score_targets`.
     """
 
     def loss_fn(params, frozen, carry, hypers, batch, key):
         del frozen
         dropout = hypers.get("dropout")
-        logits = model.forward(
+        nll, log_z, mean_logit = score_targets(
+            model,
             params,
-            batch.tokens,
-            segment_ids=batch.segment_ids,
+            batch,
+            vocab_chunk=vocab_chunk,
             key=None if dropout is None else key,
             dropout=dropout,
         )
-        nll, log_z = cross_entropy(logits, batch.targets)
         objective = nll
         if "label_smoothing" in hypers:
             share = hypers["label_smoothing"]
-            objective = (1 - share) * nll + share * (log_z - jnp.mean(logits, axis=-1))
+            objective = (1 - share) * nll + share * (log_z - mean_logit)
         if "z_loss" in hypers:
             objective = objective + hypers["z_loss"] * jnp.square(log_z)
         return jnp.sum(objective * batch.weights), (token_metrics(nll, batch, token_bytes), carry)
