@@ -6,6 +6,7 @@ from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.setup import (
+    attention_of,
     check_choice,
     check_corpus,
     finite_or_none,
@@ -14,6 +15,7 @@ from jaxlm.jobs.setup import (
     require_workdir,
     validation_batches,
 )
+from jaxlm.models import transformer
 
 
 def main(launch: Launch) -> int:
@@ -24,7 +26,11 @@ def main(launch: Launch) -> int:
     run = open_run(folder, launch.flags.checkpoint)
     data = prepare_data(run.cfg, run.tokenizer)
     check_corpus(run.cfg, data.corpus, run.corpus, run.checkpoint)
-    evaluate = make_evaluator(run.model, token_bytes=run.tokenizer.token_bytes)
+    evaluate = make_evaluator(
+        transformer.build(run.cfg.model, attend=attention_of(run.cfg).attend),
+        token_bytes=run.tokenizer.token_bytes,
+        vocab_chunk=run.cfg.train.vocab_chunk,
+    )
     result = evaluate(run.params, validation_batches(run.cfg, data))
     if launch.flags.output == "json":
         print(json.dumps({"step": run.step, **finite_or_none(result)}))

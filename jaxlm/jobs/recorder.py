@@ -73,7 +73,9 @@ class Recorder:
         self._saved_step = start if start else None
         self._frozen: str | None = None  # fingerprint of state.frozen, once it is saved
         self._step = start
-        self._evaluate = make_evaluator(model, token_bytes=data.tokenizer.token_bytes)
+        self._evaluate = make_evaluator(
+            model, token_bytes=data.tokenizer.token_bytes, vocab_chunk=cfg.train.vocab_chunk
+        )
         self._generate = make_generator(decoding_model(cfg.model))
         self._prompt, self._num_sample_tokens = sample_request(cfg, data)
         self._exit = contextlib.ExitStack()

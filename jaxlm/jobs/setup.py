@@ -20,6 +20,7 @@ from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
+from jaxlm.models.attention_choice import Choice, choose_attend
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
@@ -86,6 +87,18 @@ def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
         )
     model = dataclasses.replace(cfg.model, vocab_size=tokenizer.vocab_size)
     return dataclasses.replace(cfg, model=model)
+
+
+def attention_of(cfg: RunConfig) -> Choice:
+    """The attention that a run of this config trains and is evaluated with, on this device.
+
+    Raises:
+      ConfigError: the one it names cannot do what the model needs, or not here.
+    """
+    try:
+        return choose_attend(cfg.train.attention, cfg.model, segments=cfg.data.mask_documents)
+    except ValueError as error:
+        raise ConfigError(f"{FLAG}train.attention={cfg.train.attention}: {error}") from None
 
 
 def decoding_model(cfg: TransformerConfig) -> LanguageModel:

@@ -18,6 +18,8 @@ class TrainConfig:
     num_steps: int = 1000
     steps_per_call: int = 10  # steps inside one compiled call; the other counts are multiples of it
     num_microbatches: int = 1  # parts that a batch is cut into, to save memory
+    attention: Literal["auto", "plain", "chunked", "cudnn", "flash"] = "auto"
+    vocab_chunk: int | None = None  # ids whose logits are held at once; none: all
     log_every: int = 10
     eval_every: int = 100
     eval_batches: int | None = None  # validation batches; none: the full split
@@ -34,7 +36,14 @@ class TrainConfig:
 
     def __post_init__(self):
         positive = ("num_steps", "steps_per_call", "num_microbatches", "log_every", "eval_every")
-        for name in (*positive, "save_every", "eval_batches", "sample_every", "keep_last"):
+        for name in (
+            *positive,
+            "save_every",
+            "eval_batches",
+            "sample_every",
+            "keep_last",
+            "vocab_chunk",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")

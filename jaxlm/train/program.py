@@ -74,7 +74,9 @@ def make_program(
         return transformer.build(model_config(hypers), **build)
 
     def loss_fn(params, frozen, carry, hypers, batch, key):
-        loss = next_token.make_loss_fn(model(hypers), token_bytes=token_bytes)
+        loss = next_token.make_loss_fn(
+            model(hypers), token_bytes=token_bytes, vocab_chunk=cfg.train.vocab_chunk
+        )
         if cfg.lora.rank is not None:
             loss = lora.adapted_loss(loss, cfg.lora.scaling)
         return loss(params, frozen, carry, hypers, batch, key)
@@ -93,7 +95,7 @@ def make_program(
         language_model = model(state.hypers)
 
         def add(total, batch):
-            part = batch_metrics(language_model, params, batch, token_bytes)
+            part = batch_metrics(language_model, params, batch, token_bytes, cfg.train.vocab_chunk)
             return jax.tree.map(jnp.add, total, part), None
 
         nothing = Mean(jnp.float32(0), jnp.float32(0))

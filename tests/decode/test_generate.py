@@ -72,6 +72,7 @@ def bigram():
         specs={"table": ParamSpec(shape=(V, V), axes=("vocab", "embed"), init=zeros)},
         hidden=lambda params, tokens: tokens,
         unembed=lambda params, tokens: params["table"][tokens],
+        head=("table",),
         init_cache=lambda batch_size, length: Held(jnp.zeros(batch_size, jnp.int32)),
         extend=extend,
     )

@@ -1,0 +1,121 @@
+"""Which implementation of attention a model trains with.
+
+All have the signature and the meaning of `jaxlm.nn.attention.attend`. One that is chosen for its
+speed must first agree with that one on this device, in values and gradients.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.core.arrays import Array
+from jaxlm.kernels import chunked_attention, cudnn_attention
+from jaxlm.models.transformer import TransformerConfig
+from jaxlm.nn import attention
+
+Name = Literal["auto", "plain", "chunked", "cudnn", "flash"]
+
+BACKENDS: Mapping[str, Callable[..., Array]] = {
+    "plain": attention.attend,
+    "chunked": chunked_attention.attend,
+    "cudnn": cudnn_attention.attend,
+}
+# From this context length on the map of all scores costs more than computing it in parts; see
+# `python -m benchmarks.attention`.
+LONG = {"cpu": 1024, "gpu": 1024, "tpu": 1024}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest value
+
+
+class Choice(NamedTuple):
+    """name: of a backend. why: one line for the reader."""
+
+    name: str
+    attend: Callable[..., Array]
+    why: str
+
+
+def choose_attend(
+    name: Name, cfg: TransformerConfig, *, segments: bool = False, platform: str | None = None
+) -> Choice:
+    """The backend called `name`, or with "auto" the first suitable one that passes the probe.
+
+    Args:
+      segments: whether rows are packed, so that attention is told which tokens belong together.
+      platform: cpu, gpu or tpu; None: of JAX's default device.
+    Raises:
+      ValueError: the backend does not have what the model needs.
+    """
+    platform = jax.default_backend() if platform is None else platform
+    if name != "auto":
+        if name == "cudnn":
+            _check_cudnn(cfg, platform)
+        return Choice(name, BACKENDS[name], "as the config says")
+    notes = []
+    for candidate in candidates(cfg, segments, platform):
+        if candidate == "plain":
+            break
+        difference = probe(BACKENDS[candidate], cfg)
+        if difference <= TOLERANCE[cfg.dtype]:
+            why = f"within {difference:.0e} of the plain one on this device"
+            return Choice(candidate, BACKENDS[candidate], "; ".join([*notes, why]))
+        notes.append(f"{candidate} is off by {difference:.0e} here and left out")
+    return Choice("plain", BACKENDS["plain"], "; ".join([*notes, f"auto, {platform}"]))
+
+
+def candidates(cfg: TransformerConfig, segments: bool, platform: str) -> list[str]:
+    """Backends by preference; the plain one is always the last."""
+    found = []
+    if platform == "tpu":
+        found.append("flash")
+    narrow = cfg.dtype == "bfloat16" and cfg.attention_softcap is None
+    if platform == "gpu" and narrow and not segments:
+        found.append("cudnn")
+    if cfg.context_length >= LONG.get(platform, 1024):
+        found.append("chunked")
+    return [*found, "plain"]
+
+
+def probe(attend: Callable[..., Array], cfg: TransformerConfig) -> float:
+    """Largest difference from the plain one, as a share of the largest value; inf if it fails.
+
+    On one row of at most 256 random tokens, with the model's heads, window, softcap and dtype.
+    """
+    sizes, length = cfg.sizes, min(cfg.context_length, 256)
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, direction = (
+        jax.random.normal(key, (1, length, heads, sizes.Dh), cfg.dtype)
+        for key, heads in zip(keys, (sizes.H, sizes.K, sizes.K, sizes.H), strict=True)
+    )
+    kinds = {"causal": cfg.causal, "window": cfg.window, "softcap": cfg.attention_softcap}
+
+    def value_and_pull(fn: Callable[..., Array]) -> Any:
+        out, pull = jax.vjp(lambda *x: fn(*x, **kinds), q, k, v)
+        return out, *pull(direction)
+
+    @jax.jit
+    def largest_difference():
+        pairs = zip(value_and_pull(attend), value_and_pull(attention.attend), strict=True)
+        each = [_relative(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in pairs]
+        return jnp.max(jnp.stack(each))
+
+    try:
+        return float(largest_difference())
+    except (ValueError, NotImplementedError, RuntimeError):  # it cannot run here
+        return float("inf")
+
+
+def _relative(a: Array, b: Array) -> Array:
+    # NaN is made infinite: the largest of several numbers may lose it.
+    difference = jnp.where(jnp.isfinite(a), jnp.abs(a - b), jnp.inf)
+    return jnp.max(difference) / jnp.max(jnp.abs(b))
+
+
+def _check_cudnn(cfg: TransformerConfig, platform: str) -> None:
+    if platform != "gpu":
+        raise ValueError(f"attention=cudnn needs an NVIDIA GPU, and this is a {platform}")
+    if cfg.dtype != "bfloat16":
+        raise ValueError("attention=cudnn needs model.dtype=bfloat16")
+    if cfg.attention_softcap is not None:
+        raise ValueError("attention=cudnn has no softcap: set model.attention_softcap to none")
