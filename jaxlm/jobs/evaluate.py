@@ -6,7 +6,7 @@ from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.setup import (
-    attention_of,
+    backends_of,
     check_choice,
     check_corpus,
     finite_or_none,
@@ -27,7 +27,7 @@ def main(launch: Launch) -> int:
     data = prepare_data(run.cfg, run.tokenizer)
     check_corpus(run.cfg, data.corpus, run.corpus, run.checkpoint)
     evaluate = make_evaluator(
-        transformer.build(run.cfg.model, attend=attention_of(run.cfg).attend),
+        transformer.build(run.cfg.model, **backends_of(run.cfg).functions),
         token_bytes=run.tokenizer.token_bytes,
         vocab_chunk=run.cfg.train.vocab_chunk,
     )

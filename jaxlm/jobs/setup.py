@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
-from jaxlm.models.attention_choice import Choice, choose_attend
+from jaxlm.models.backends import Choice, choose_attend, choose_linear
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
@@ -89,16 +89,24 @@ def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return dataclasses.replace(cfg, model=model)
 
 
-def attention_of(cfg: RunConfig) -> Choice:
-    """The attention that a run of this config trains and is evaluated with, on this device.
+class Backends(NamedTuple):
+    """functions: as `transformer.build` takes them. attention: which one, and why."""
+
+    functions: dict[str, Callable]
+    attention: Choice
+
+
+def backends_of(cfg: RunConfig) -> Backends:
+    """What a run of this config trains and is evaluated with, on this device.
 
     Raises:
       ConfigError: the one it names cannot do what the model needs, or not here.
     """
     try:
-        return choose_attend(cfg.train.attention, cfg.model, segments=cfg.data.mask_documents)
+        choice = choose_attend(cfg.train.attention, cfg.model, segments=cfg.data.mask_documents)
     except ValueError as error:
         raise ConfigError(f"{FLAG}train.attention={cfg.train.attention}: {error}") from None
+    return Backends({"attend": choice.attend, "linear": choose_linear()}, choice)
 
 
 def decoding_model(cfg: TransformerConfig) -> LanguageModel:

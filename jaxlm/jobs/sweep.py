@@ -25,7 +25,7 @@ from jaxlm.jobs.configs import launch_config, run_file
 from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
 from jaxlm.jobs.setup import (
     Data,
-    attention_of,
+    backends_of,
     batch_options,
     prepare_data,
     validation_batches,
@@ -82,7 +82,7 @@ def main(launch: Launch) -> int:
     bases = open_bases(groups)
     for group in groups:  # refuses what cannot be trained before a folder is made
         trained_specs(group.cfg, transformer.param_specs(group.cfg.model))
-        attention_of(group.cfg)
+        backends_of(group.cfg)
         for place in group.members:
             hyper_values(configs[place], group.traced)
     folder = pathlib.Path(launch.workdir or workdir.new_run_dir("runs", sweep.name))
@@ -221,8 +221,8 @@ def train_points(
     cfg, started = group.cfg, time.perf_counter()
     mine = [configs[place] for place in places]
     seeds = np.array([c.seed for c in mine], np.int32)
-    attend = attention_of(cfg).attend
-    program = make_program(cfg, data.tokenizer.token_bytes, group.traced, attend=attend)
+    functions = backends_of(cfg).functions
+    program = make_program(cfg, data.tokenizer.token_bytes, group.traced, **functions)
     numbers = [hyper_values(c, group.traced) for c in mine]
     hypers = stack_hypers(numbers)
     frozen = base if cfg.lora.rank is not None else {}

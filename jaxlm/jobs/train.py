@@ -28,9 +28,10 @@ from jaxlm.jobs.recorder import (
 )
 from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
+    Backends,
     Data,
     TrainedRun,
-    attention_of,
+    backends_of,
     batch_options,
     check_corpus,
     check_tokenizer,
@@ -41,7 +42,6 @@ from jaxlm.jobs.setup import (
 )
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
-from jaxlm.models.attention_choice import Choice
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
@@ -82,8 +82,8 @@ def main(launch: Launch) -> int:
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
     hypers = hyper_values(cfg)
     sample_request(cfg, data)
-    attention = attention_of(cfg)
-    model = transformer.build(cfg.model, attend=attention.attend)
+    backends = backends_of(cfg)
+    model = transformer.build(cfg.model, **backends.functions)
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
     base = open_base(cfg, model) if cfg.train.init_from and not saved else None
     folder = folder or workdir.new_run_dir("runs", name)
@@ -106,9 +106,9 @@ def main(launch: Launch) -> int:
         for change in changes:
             print(f"changed   {change}")
         describe(cfg, data, model, hypers)
-        print(f"attention {attention.name}: {attention.why}")
+        print(f"attention {backends.attention.name}: {backends.attention.why}")
         try:
-            return _train(cfg, folder, data, model, attention, hypers, base, found, started)
+            return _train(cfg, folder, data, model, backends, hypers, base, found, started)
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
@@ -226,13 +226,13 @@ def _train(
     folder: pathlib.Path,
     data: Data,
     model: LanguageModel,
-    attention: Choice,
+    backends: Backends,
     hypers: dict[str, float],
     base: TrainedRun | None,
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    program = make_program(cfg, data.tokenizer.token_bytes, attend=attention.attend)
+    program = make_program(cfg, data.tokenizer.token_bytes, **backends.functions)
     # Run once, the initial state is compiled for a quick start: 1.4 s in place of 5.9 at 0.8 M
     # parameters on a CPU, where random bits are long programs.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

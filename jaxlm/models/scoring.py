@@ -34,7 +34,7 @@ def score_targets(
     specs, weights = trees.flatten(model.specs), trees.flatten(params)
     return chunked_cross_entropy(
         lambda head, x: model.unembed(trees.unflatten(head), x),
-        {path: weights[path] for path in model.head},
+        {path: jnp.asarray(weights[path]) for path in model.head},
         {path: specs[path].axes.index("vocab") for path in model.head},
         model.hidden(params, batch.tokens, **options),
         batch.targets,

@@ -22,6 +22,7 @@ from jaxlm.nn.attention import attention_weights
 from jaxlm.nn.dropout import dropout as drop
 from jaxlm.nn.feedforward import ACTIVATIONS, feedforward, swiglu
 from jaxlm.nn.linear import add_bias
+from jaxlm.nn.linear import linear as plain_linear
 from jaxlm.nn.norms import layer_norm, rms_norm
 from jaxlm.nn.positions import segment_positions, sinusoidal
 from jaxlm.nn.rope import apply_rope, rope_angles
@@ -196,7 +197,13 @@ def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
     return specs
 
 
-def block(x, w, cfg, *, angles, attend, constrain, key=None, dropout=0.0):
+def _identity(x, axes):
+    return x
+
+
+def block(
+    x, w, cfg, *, angles, attend, constrain=_identity, linear=plain_linear, key=None, dropout=0.0
+):
     """One layer: attention, then feed-forward, each a branch of the residual stream.
 
     Args:
@@ -208,7 +215,7 @@ def block(x, w, cfg, *, angles, attend, constrain, key=None, dropout=0.0):
     attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
 
     def project(h, name, bias):
-        return add_bias(jnp.einsum("bsd,dhe->bshe", h, w[name]), w.get(bias))
+        return add_bias(linear(h, w[name]), w.get(bias))  # [B, S, heads, Dh]
 
     def attention(h):
         q, k, v = project(h, "wq", "bq"), project(h, "wk", "bk"), project(h, "wv", "bv")
@@ -217,15 +224,14 @@ def block(x, w, cfg, *, angles, attend, constrain, key=None, dropout=0.0):
         if angles is not None:
             q, k = (apply_rope(y, *angles, cfg.rope_layout) for y in (q, k))
         out, extra = attend(q, k, v)
-        return add_bias(jnp.einsum("bshe,hed->bsd", out, w["wo"]), w.get("bo")), extra
+        return add_bias(linear(out, w["wo"], 2), w.get("bo")), extra
 
     def mlp(h):
         if cfg.activation == "swiglu":
-            return swiglu(h, w["w_gate"], w["w_up"], w["w_down"]), None
-        act, b_up, b_down = ACTIVATIONS[cfg.activation], w.get("b_up"), w.get("b_down")
-        return feedforward(
-            h, w["w_up"], w["w_down"], activation=act, b_up=b_up, b_down=b_down
-        ), None
+            return swiglu(h, w["w_gate"], w["w_up"], w["w_down"], linear=linear), None
+        biases = {"b_up": w.get("b_up"), "b_down": w.get("b_down")}
+        act = ACTIVATIONS[cfg.activation]
+        return feedforward(h, w["w_up"], w["w_down"], activation=act, linear=linear, **biases), None
 
     def branch(x, layer, norm, key):
         pre, post = cfg.norm_placement == "pre", cfg.norm_placement == "post"
@@ -283,10 +289,6 @@ def _scan_blocks(x, params, cfg, run_block, per_layer):
     )
 
 
-def _identity(x, axes):
-    return x
-
-
 def hidden(
     params: Params,
     tokens: Array,
@@ -295,6 +297,7 @@ def hidden(
     segment_ids: Array | None = None,
     attend: Callable[..., Array] = plain_attend,
     constrain: Callable[..., Array] = _identity,
+    linear: Callable[..., Array] = plain_linear,
     key: Array | None = None,
     dropout: Array | float | None = None,
     probes: Array | None = None,
@@ -304,7 +307,8 @@ def hidden(
     Args:
       tokens: i32[B, S]. segment_ids: i32[B, S], packed rows: only equal ids see each other and
         positions restart with each segment.
-      attend: as `jaxlm.nn.attention.attend`. constrain: (x, logical axes) -> x, for sharding.
+      attend: as `jaxlm.nn.attention.attend`. linear: as `jaxlm.nn.linear.linear`.
+      constrain: (x, logical axes) -> x, for sharding.
       key: of dropout, consumed; None means no dropout. dropout: a rate in place of cfg.dropout,
         may be traced.
       probes: [N, B, S, D], added to the residual stream before each layer. At zero they change
@@ -331,8 +335,9 @@ def hidden(
 
     def run_block(x, w, each):
         key, probe = each
-        options = {"angles": angles, "attend": masked, "constrain": constrain, "dropout": rate}
-        return block(x if probe is None else x + probe, w, cfg, key=key, **options)
+        options = {"angles": angles, "attend": masked, "constrain": constrain, "linear": linear}
+        x = x if probe is None else x + probe
+        return block(x, w, cfg, key=key, dropout=rate, **options)
 
     x = drop(_embed(params, tokens, positions, cfg), rate, None if key is None else keys[-1])
     x = constrain(x, ("batch", "seq", "embed_act"))
@@ -389,7 +394,7 @@ def extend(
             kinds = {"window": cfg.window, "softcap": cfg.attention_softcap}
             return plain_attend(q, k, v, causal=True, q_positions=positions, **kinds), (k, v)
 
-        return block(x, w, cfg, angles=angles, attend=cached, constrain=_identity)
+        return block(x, w, cfg, angles=angles, attend=cached)
 
     x = _embed(params, tokens, positions, cfg)
     x, (k, v) = _scan_blocks(x, params, cfg, run_block, (cache.k, cache.v))
@@ -416,18 +421,21 @@ def trace(params: Params, tokens: Array, cfg: TransformerConfig) -> Trace:
 
     def run_block(x, w, _):
         angles = _angles(positions, cfg)
-        x, maps = block(x, w, cfg, angles=angles, attend=watched, constrain=_identity)
+        x, maps = block(x, w, cfg, angles=angles, attend=watched)
         return x, (x, maps)
 
     _, seen = _scan_blocks(_embed(params, tokens, positions, cfg), params, cfg, run_block, None)
     return Trace(*seen)
 
 
-def build(cfg: TransformerConfig, *, attend=plain_attend, constrain=_identity) -> LanguageModel:
-    """The config's model as functions of parameters and tokens."""
+def build(cfg: TransformerConfig, **functions: Callable[..., Array]) -> LanguageModel:
+    """The config's model as functions of parameters and tokens.
+
+    functions: attend, linear and constrain of `hidden`.
+    """
     return LanguageModel(
         specs=param_specs(cfg),
-        hidden=functools.partial(hidden, cfg=cfg, attend=attend, constrain=constrain),
+        hidden=functools.partial(hidden, cfg=cfg, **functions),
         unembed=functools.partial(unembed, cfg=cfg),
         head=("embed" if cfg.tied_head else "unembed", *["unembed_bias"][: cfg.head_bias]),
         init_cache=functools.partial(init_cache, cfg),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array
 from jaxlm.nn.linear import add_bias
+from jaxlm.nn.linear import linear as plain_linear
 
 
 def relu_squared(x: Array) -> Array:
@@ -35,15 +36,23 @@ def feedforward(
     activation: Callable[[Array], Array],
     b_up: Array | None = None,
     b_down: Array | None = None,
+    linear: Callable[..., Array] = plain_linear,
 ) -> Array:
     """down(activation(up(x))): x [..., D], w_up [D, F], w_down [F, D] -> [..., D]."""
-    h = activation(add_bias(x @ w_up, b_up))
-    return add_bias(h @ w_down, b_down)
+    h = activation(add_bias(linear(x, w_up), b_up))
+    return add_bias(linear(h, w_down), b_down)
 
 
-def swiglu(x: Array, w_gate: Array, w_up: Array, w_down: Array) -> Array:
+def swiglu(
+    x: Array,
+    w_gate: Array,
+    w_up: Array,
+    w_down: Array,
+    *,
+    linear: Callable[..., Array] = plain_linear,
+) -> Array:
     """down(silu(gate(x)) * up(x)): x [..., D], w_gate and w_up [D, F], w_down [F, D] -> [..., D].
 
     Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6.
     """
-    return (jax.nn.silu(x @ w_gate) * (x @ w_up)) @ w_down
+    return linear(jax.nn.silu(linear(x, w_gate)) * linear(x, w_up), w_down)

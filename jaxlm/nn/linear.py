@@ -1,6 +1,13 @@
-"""What a product with a bias adds."""
+"""The product with a weight, and what a bias adds to it."""
+
+import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array
+
+
+def linear(x: Array, w: Array, num_in: int = 1) -> Array:
+    """x [..., *in] times w [*in, *out], summed over the `num_in` axes of in -> [..., *out]."""
+    return jnp.tensordot(x, w, num_in)
 
 
 def add_bias(y: Array, bias: Array | None) -> Array:

@@ -19,7 +19,8 @@ from compiling import quick_jit
 from jaxlm.core.metrics import Mean
 from jaxlm.core.params import ParamSpec
 from jaxlm.models import transformer
-from jaxlm.objectives.next_token import cross_entropy, make_loss_fn
+from jaxlm.nn.cross_entropy import cross_entropy
+from jaxlm.objectives.next_token import make_loss_fn
 from jaxlm.train.state import TrainState, init_state
 from jaxlm.train.step import make_train_step, scan_steps
 

@@ -1,7 +1,7 @@
-"""Which implementation of attention a model trains with.
+"""Which implementations of attention and of products a model trains with, by device.
 
-All have the signature and the meaning of `jaxlm.nn.attention.attend`. One that is chosen for its
-speed must first agree with that one on this device, in values and gradients.
+All have the signature and the meaning of those in `jaxlm.nn`. An attention that is chosen for its
+speed must first agree with the plain one on this device, in values and gradients.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array
-from jaxlm.kernels import chunked_attention, cudnn_attention
+from jaxlm.kernels import chunked_attention, cudnn_attention, row_linear
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.nn import attention
+from jaxlm.nn.linear import linear as plain_linear
 
 Name = Literal["auto", "plain", "chunked", "cudnn", "flash"]
 
@@ -34,6 +35,12 @@ class Choice(NamedTuple):
     name: str
     attend: Callable[..., Array]
     why: str
+
+
+def choose_linear(platform: str | None = None) -> Callable[..., Array]:
+    """The product with a weight that trains fastest; platform as for `choose_attend`."""
+    platform = jax.default_backend() if platform is None else platform
+    return row_linear.linear if platform == "cpu" else plain_linear
 
 
 def choose_attend(

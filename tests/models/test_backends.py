@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.models import attention_choice
-from jaxlm.models.attention_choice import choose_attend
+from jaxlm.models import backends
+from jaxlm.models.backends import choose_attend
 from jaxlm.models.transformer import build
 from jaxlm.nn import attention
 
@@ -37,16 +37,14 @@ def test_one_that_computes_something_else_here_is_left_out(fault, long_cfg, monk
             return jax.lax.stop_gradient(out)
         return out * (jnp.nan if fault == "nan" else 1.01)
 
-    monkeypatch.setattr(
-        attention_choice, "BACKENDS", attention_choice.BACKENDS | {"chunked": faulty}
-    )
+    monkeypatch.setattr(backends, "BACKENDS", backends.BACKENDS | {"chunked": faulty})
     choice = choose_attend("auto", long_cfg)
     assert choice.name == "plain" and "chunked is off by" in choice.why
 
 
 def test_what_is_forced_is_taken(small_cfg):
     choice = choose_attend("chunked", small_cfg)
-    assert choice.name == "chunked" and choice.attend is attention_choice.BACKENDS["chunked"]
+    assert choice.name == "chunked" and choice.attend is backends.BACKENDS["chunked"]
 
 
 @pytest.mark.parametrize(
@@ -61,12 +59,12 @@ def test_what_is_forced_is_taken(small_cfg):
 )
 def test_candidates_by_device(changes, platform, expected, small_cfg):
     cfg = dataclasses.replace(small_cfg, **changes)
-    assert attention_choice.candidates(cfg, False, platform) == expected
+    assert backends.candidates(cfg, False, platform) == expected
 
 
 def test_cudnn_is_not_proposed_for_packed_rows_whose_mask_it_would_hold(small_cfg):
     cfg = dataclasses.replace(small_cfg, dtype="bfloat16", context_length=4096)
-    assert attention_choice.candidates(cfg, True, "gpu") == ["chunked", "plain"]
+    assert backends.candidates(cfg, True, "gpu") == ["chunked", "plain"]
 
 
 @pytest.mark.parametrize(
