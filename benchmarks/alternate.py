@@ -54,12 +54,20 @@ def serve(ready: dict[str, Any], block: Callable[[], None]) -> None:
         print(time.perf_counter() - started, flush=True)
 
 
-def alternate(workers: dict[str, Worker], rounds: int) -> dict[str, float]:
-    """The median seconds of a block of each, the workers asked in turn `rounds` times."""
-    for worker in workers.values():
-        worker.block()  # what is loaded or compiled late
-    times: dict[str, list[float]] = {name: [] for name in workers}
+def alternate(blocks: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of what each block returns, its seconds, over `rounds` in which all take turns."""
+    for block in blocks.values():
+        block()  # what is loaded, compiled or first read from the disk
+    times: dict[str, list[float]] = {name: [] for name in blocks}
     for _ in range(rounds):
-        for name, worker in workers.items():
-            times[name].append(worker.block())
+        for name, block in blocks.items():
+            times[name].append(block())
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows of cells, the headings first: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        numbers = (cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))
+        print("  ".join((name.ljust(widths[0]), *numbers)).rstrip())

@@ -180,7 +180,7 @@ def compare(sides: list[str], args: argparse.Namespace, shape: Shape) -> None:
             off = abs(worker.ready["loss"] - ours["loss"])
             if off > (1e-4 if shape.dtype == "float32" else 2e-2):
                 sys.exit(f"{side} computes another loss: off by {off:.1e}")
-        medians = alternate(workers, args.rounds)
+        medians = alternate({side: w.block for side, w in workers.items()}, args.rounds)
     tokens = shape.steps * shape.batch_size * shape.context_length
     for side, seconds in medians.items():
         line = f"{side:15} {1e3 * seconds / shape.steps:8.1f} ms a step"

@@ -16,7 +16,7 @@ from jaxlm.models.transformer import TransformerConfig
 from jaxlm.nn import attention
 from jaxlm.nn.linear import linear as plain_linear
 
-Name = Literal["auto", "plain", "chunked", "cudnn", "flash"]
+Name = Literal["auto", "plain", "chunked", "cudnn"]
 
 BACKENDS: Mapping[str, Callable[..., Array]] = {
     "plain": attention.attend,
@@ -74,8 +74,6 @@ def choose_attend(
 def candidates(cfg: TransformerConfig, segments: bool, platform: str) -> list[str]:
     """Backends by preference; the plain one is always the last."""
     found = []
-    if platform == "tpu":
-        found.append("flash")
     narrow = cfg.dtype == "bfloat16" and cfg.attention_softcap is None
     if platform == "gpu" and narrow and not segments:
         found.append("cudnn")

@@ -99,10 +99,14 @@ def hyper_values(cfg: OptimConfig, *, num_steps: int, d_model: int) -> dict[str,
     if cfg.schedule in ("warmup_cosine", "warmup_stable_decay", "linear"):
         tail = decay_steps if cfg.schedule == "warmup_stable_decay" else 0
         if cfg.warmup_steps + tail > num_steps:
-            after = f" and decay_steps={tail}" if tail else ""
+            name, total = "warmup_steps", str(cfg.warmup_steps)
+            if tail > cfg.warmup_steps:
+                name, total = "decay_steps", f"{tail}, with warmup_steps={cfg.warmup_steps}"
+            elif tail:
+                total += f", with decay_steps={tail}"
             raise ConfigError(
-                f"--config.optim.warmup_steps={cfg.warmup_steps}:{after} more than the"
-                f" {num_steps} steps of the run; lower it or raise the number of steps"
+                f"--config.optim.{name}={total}: more than the {num_steps} steps of the run;"
+                " lower it or raise the number of steps"
             )
 
     def or_default(value, defaults, usual):

@@ -50,7 +50,7 @@ def test_what_is_forced_is_taken(small_cfg):
 @pytest.mark.parametrize(
     ("changes", "platform", "expected"),
     [
-        ({}, "tpu", ["flash", "plain"]),
+        ({}, "tpu", ["plain"]),
         ({"dtype": "bfloat16"}, "gpu", ["cudnn", "plain"]),
         ({"dtype": "bfloat16", "attention_softcap": 5.0}, "gpu", ["plain"]),
         ({"context_length": 4096}, "gpu", ["chunked", "plain"]),
