@@ -1,7 +1,7 @@
 """Which implementations of attention and of products a model trains with, by device.
 
-All have the signature and the meaning of those in `jaxlm.nn`. An attention that is chosen for its
-speed must first agree with the plain one on this device, in values and gradients.
+All have the signature and the meaning of those in `jaxlm.nn`. An attention with arithmetic of its
+own must first agree with the plain one on this device, in values and gradients.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,21 +11,23 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array
-from jaxlm.kernels import chunked_attention, cudnn_attention, row_linear
+from jaxlm.kernels import chunked_attention, cudnn_attention, row_linear, split_attention
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.nn import attention
 from jaxlm.nn.linear import linear as plain_linear
 
-Name = Literal["auto", "plain", "chunked", "cudnn"]
+Name = Literal["auto", "plain", "split", "chunked", "cudnn"]
 
 BACKENDS: Mapping[str, Callable[..., Array]] = {
     "plain": attention.attend,
+    "split": split_attention.attend,
     "chunked": chunked_attention.attend,
     "cudnn": cudnn_attention.attend,
 }
-# From this context length on the map of all scores costs more than computing it in parts; see
-# `python -m benchmarks.attention`.
-LONG = {"cpu": 1024, "gpu": 1024, "tpu": 1024}
+# Context lengths from which on attention in parts trains faster; see `python -m
+# benchmarks.attention`. Those of gpu and tpu are not measured yet.
+SPLIT = 64
+LONG = {"cpu": 2048, "gpu": 1024, "tpu": 1024}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest value
 
 
@@ -60,25 +62,27 @@ def choose_attend(
             _check_cudnn(cfg, platform)
         return Choice(name, BACKENDS[name], "as the config says")
     notes = []
-    for candidate in candidates(cfg, segments, platform):
-        if candidate == "plain":
-            break
+    *fast, safe = candidates(cfg, segments, platform)
+    for candidate in fast:
         difference = probe(BACKENDS[candidate], cfg)
         if difference <= TOLERANCE[cfg.dtype]:
             why = f"within {difference:.0e} of the plain one on this device"
             return Choice(candidate, BACKENDS[candidate], "; ".join([*notes, why]))
         notes.append(f"{candidate} is off by {difference:.0e} here and left out")
-    return Choice("plain", BACKENDS["plain"], "; ".join([*notes, f"auto, {platform}"]))
+    why = f"auto, {platform}, context {cfg.context_length}"
+    return Choice(safe, BACKENDS[safe], "; ".join([*notes, why]))
 
 
 def candidates(cfg: TransformerConfig, segments: bool, platform: str) -> list[str]:
-    """Backends by preference; the plain one is always the last."""
+    """Backends by preference. The last is the plain one, or made of it, and needs no probe."""
     found = []
     narrow = cfg.dtype == "bfloat16" and cfg.attention_softcap is None
     if platform == "gpu" and narrow and not segments:
         found.append("cudnn")
     if cfg.context_length >= LONG.get(platform, 1024):
         found.append("chunked")
+    elif platform == "cpu" and cfg.context_length >= SPLIT and (cfg.causal or cfg.window):
+        return [*found, "split"]
     return [*found, "plain"]
 
 

@@ -55,6 +55,9 @@ def test_what_is_forced_is_taken(small_cfg):
         ({"dtype": "bfloat16", "attention_softcap": 5.0}, "gpu", ["plain"]),
         ({"context_length": 4096}, "gpu", ["chunked", "plain"]),
         ({"context_length": 4096}, "cpu", ["chunked", "plain"]),
+        ({"context_length": 64}, "cpu", ["split"]),
+        ({"context_length": 64, "causal": False}, "cpu", ["plain"]),
+        ({"context_length": 64, "causal": False, "window": 8}, "cpu", ["split"]),
     ],
 )
 def test_candidates_by_device(changes, platform, expected, small_cfg):
@@ -80,10 +83,11 @@ def test_cudnn_is_refused_where_it_cannot_serve(changes, platform, message, smal
         choose_attend("cudnn", dataclasses.replace(small_cfg, **changes), platform=platform)
 
 
-def test_a_model_computes_the_same_with_either(small_cfg, params_of, make_batch):
+def test_a_model_computes_the_same_with_each(small_cfg, params_of, make_batch):
     """Float32 sums in another order: 1e-5 of logits of order one."""
     batch, params = make_batch(0, np.ones((2, 12))), params_of(small_cfg)
-    names = ("plain", "chunked")
+    names = ("plain", "split", "chunked")
     models = [build(small_cfg, attend=choose_attend(n, small_cfg).attend) for n in names]
-    ours, exact = (jax.jit(m.forward)(params, batch.tokens) for m in models)
-    np.testing.assert_allclose(ours, exact, atol=1e-5)
+    exact, *others = (jax.jit(m.forward)(params, batch.tokens) for m in models)
+    for logits in others:
+        np.testing.assert_allclose(logits, exact, atol=1e-5)
