@@ -34,7 +34,7 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "small": Shape(4, 128, 4, 64, 12, 65, "float32", 20),
-    "large": Shape(6, 384, 6, 256, 8, 65, "float32", 2),
+    "large": Shape(6, 384, 6, 256, 8, 65, "float32", 6),
     "gpt2": Shape(12, 768, 12, 1024, 16, 50304, "bfloat16", 10),
 }
 
