@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array
-from jaxlm.kernels import chunked_attention, cudnn_attention, row_linear, split_attention
+from jaxlm.kernels import chunked_attention, cudnn_attention, row_linear
 from jaxlm.models.transformer import TransformerConfig
-from jaxlm.nn import attention
+from jaxlm.nn import attention, split_attention
 from jaxlm.nn.linear import linear as plain_linear
 
 Name = Literal["auto", "plain", "split", "chunked", "cudnn"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from attention_cases import CASES, inputs, value_and_pull
 
-from jaxlm.kernels.split_attention import attend
 from jaxlm.nn.attention import attend as plain
+from jaxlm.nn.split_attention import attend
 
 SPLIT = functools.partial(attend, block_q=4)
 
