@@ -54,8 +54,9 @@ def attend(
     block_k: int = 512,
     interpret: bool | None = None,
 ) -> Array:
-    """`jaxlm.nn.attention.attend`; arguments and result as there.
+    """`jaxlm.nn.attention.attend` in float32 or bfloat16; arguments and result as there.
 
+    Over several TPUs it must stand in a `jax.shard_map(..., check_vma=False)`.
     block_q, block_k: queries and keys of a block; on a TPU multiples of 128.
     interpret: run the kernels as ordinary JAX; by default wherever there is no TPU.
     Raises:
@@ -154,35 +155,24 @@ _attend.defvjp(_forward, _backward)
 
 
 def _run(kernel, inputs, outputs, sums, layout, over_queries=False):
-    """Runs a kernel over a grid: batch, heads, blocks of one side, and those of the other it meets.
+    """Runs a kernel over a grid: batch rows, key heads, blocks held, heads of a group, blocks met.
 
     Args:
       inputs: names (see `blocks` below) and arrays; outputs: names and dtypes.
-      sums: names of what the kernel sums up, in float32, along the last axis of the grid.
-      over_queries: along that axis go the queries, of all heads that share a key head.
+      sums: names of what the kernel sums up in float32 over the blocks that the held one meets.
+      over_queries: a block of keys is held, and the sums go on over the heads of the group.
     """
     (_, q), (_, k), *_, (_, marks) = inputs
     (B, H, S, Dh), (K, T), M = q.shape, k.shape[1:3], marks.shape[1]
     block_q, block_k, group = layout.block_q, layout.block_k, H // K
-    before = after = S + T  # everything
-    if layout.in_order and layout.window is not None:
-        before = after = layout.window - 1
-    if layout.in_order and layout.causal:
-        after = 0
+    # How far before and after its own positions a block of queries reads.
+    bounded = layout.in_order and layout.window is not None
+    before = layout.window - 1 if bounded else S + T
+    after = 0 if layout.in_order and layout.causal else before
     if over_queries:
         walk = _Walk(block_k, block_q, S // block_q, after, before)
-        grid = (B, K, T // block_k, group, walk.steps)
-        order = ("parallel", "parallel", "parallel", "arbitrary", "arbitrary")
-
-        def place(b, n, j, g, step):
-            return b, n * group + g, n, walk.visit(j, step)[0], j
     else:
         walk = _Walk(block_q, block_k, T // block_k, before, after)
-        grid = (B, H, S // block_q, walk.steps)
-        order = ("parallel", "parallel", "parallel", "arbitrary")
-
-        def place(b, h, i, step):
-            return b, h, jax.lax.div(h, group), i, walk.visit(i, step)[0]
 
     # The shape of an array and of its blocks; and the index of the block for batch row b, query
     # head h, key head n, block i of the queries and block j of the keys.
@@ -197,12 +187,18 @@ def _run(kernel, inputs, outputs, sums, layout, over_queries=False):
 
     def spec(name):
         shape, block, index = blocks[name]
-        squeezed = (None,) * (len(shape) - len(block))
-        return pl.BlockSpec((*squeezed, *block), lambda *at: index(*place(*at)))
 
+        def at(b, n, held, g, step):
+            other, _ = walk.visit(held, step)
+            i, j = (other, held) if over_queries else (held, other)
+            return index(b, n * group + g, n, i, j)
+
+        return pl.BlockSpec((None,) * (len(shape) - 2) + block, at)
+
+    order = ["parallel"] * 3 + ["arbitrary" if over_queries else "parallel", "arbitrary"]
     return pl.pallas_call(
         functools.partial(kernel, walk=walk, layout=layout),
-        grid=grid,
+        grid=(B, K, T // block_k if over_queries else S // block_q, group, walk.steps),
         in_specs=[spec(name) for name, _ in inputs],
         out_specs=[spec(name) for name, _ in outputs],
         out_shape=[jax.ShapeDtypeStruct(blocks[name][0], dtype) for name, dtype in outputs],
@@ -237,14 +233,14 @@ class _Walk(NamedTuple):
         After the last one it stays there: a TPU does not load the same block again.
         """
         low, high = i * self.block - self.before, (i + 1) * self.block - 1 + self.after
-        # lax.div: the signs that `//` looks at cannot be compiled where there is no TPU.
+        # Not `//`: its lowering asks which TPU is here, and compiling ahead there is none.
         first = jax.lax.div(jnp.maximum(low, 0), self.other)
         last = jnp.minimum(jax.lax.div(high, self.other), self.number - 1)
         return jnp.minimum(first + step, last), first + step <= last
 
 
 def _forward_kernel(q, k, v, q_marks, kv_marks, out, lse, acc, top, total, *, walk, layout):
-    step = pl.program_id(3)
+    step = pl.program_id(4)
     j, met = walk.visit(pl.program_id(2), step)
 
     @pl.when(step == 0)
@@ -274,7 +270,7 @@ def _forward_kernel(q, k, v, q_marks, kv_marks, out, lse, acc, top, total, *, wa
 
 def _dq_kernel(*refs, walk, layout):
     *inputs, dq, acc = refs
-    k, step = inputs[1], pl.program_id(3)
+    k, step = inputs[1], pl.program_id(4)
     j, met = walk.visit(pl.program_id(2), step)
 
     @pl.when(step == 0)

@@ -16,13 +16,21 @@ from jaxlm.models.transformer import TransformerConfig
 from jaxlm.nn import attention, split_attention
 from jaxlm.nn.linear import linear as plain_linear
 
-Name = Literal["auto", "plain", "split", "chunked", "cudnn"]
+Name = Literal["auto", "plain", "split", "chunked", "cudnn", "flash"]
+
+
+def _flash(*arrays: Array, **options: Any) -> Array:
+    from jaxlm.kernels import flash_attention  # not above: Pallas takes a while to import
+
+    return flash_attention.attend(*arrays, **options)
+
 
 BACKENDS: Mapping[str, Callable[..., Array]] = {
     "plain": attention.attend,
     "split": split_attention.attend,
     "chunked": chunked_attention.attend,
     "cudnn": cudnn_attention.attend,
+    "flash": _flash,
 }
 # Context lengths from which on attention in parts trains faster; see `python -m
 # benchmarks.attention`. Those of gpu and tpu are not measured yet.
@@ -60,6 +68,8 @@ def choose_attend(
     if name != "auto":
         if name == "cudnn":
             _check_cudnn(cfg, platform)
+        if name == "flash" and platform != "tpu":
+            raise ValueError(f"attention=flash needs a TPU, and this is a {platform}")
         return Choice(name, BACKENDS[name], "as the config says")
     notes = []
     *fast, safe = candidates(cfg, segments, platform)
@@ -80,7 +90,7 @@ def candidates(cfg: TransformerConfig, segments: bool, platform: str) -> list[st
     if platform == "gpu" and narrow and not segments:
         found.append("cudnn")
     if cfg.context_length >= LONG.get(platform, 1024):
-        found.append("chunked")
+        found += ["flash", "chunked"] if platform == "tpu" else ["chunked"]
     elif platform == "cpu" and cfg.context_length >= SPLIT and (cfg.causal or cfg.window):
         return [*found, "split"]
     return [*found, "plain"]

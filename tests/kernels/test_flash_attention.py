@@ -60,7 +60,16 @@ def test_what_is_saved_for_the_gradient_grows_with_the_length_and_not_with_its_s
     assert saved == sorted([q.shape, k.shape, v.shape, q.shape, lse, q_marks, kv_marks])
 
 
-def test_a_traced_softcap_is_refused():
-    q, k, v, _ = inputs(3, 3, 2)
-    with pytest.raises(ValueError, match="fixed softcap"):
-        jax.jit(lambda cap: FLASH(q, k, v, softcap=cap))(0.7)
+def test_lanes_may_be_mapped():
+    lanes = [jnp.stack([x, -x[::-1]]) for x in inputs(11, 11, 2)]
+    ours, exact = (jax.vmap(functools.partial(value_and_pull, fn))(lanes) for fn in (FLASH, plain))
+    for mine, expected in zip(ours, exact, strict=True):
+        np.testing.assert_allclose(mine, expected, atol=1e-5)
+
+
+def test_what_it_does_not_have_is_refused_by_name():
+    q, k, v, _ = inputs(3, 3, 3)
+    with pytest.raises(ValueError, match="4 query heads"):
+        FLASH(q, k, v)
+    with pytest.raises(ValueError, match="softcap"):
+        jax.jit(lambda cap: FLASH(q, q, q, softcap=cap))(0.7)

@@ -51,6 +51,7 @@ def test_what_is_forced_is_taken(small_cfg):
     ("changes", "platform", "expected"),
     [
         ({}, "tpu", ["plain"]),
+        ({"context_length": 4096}, "tpu", ["flash", "chunked", "plain"]),
         ({"dtype": "bfloat16"}, "gpu", ["cudnn", "plain"]),
         ({"dtype": "bfloat16", "attention_softcap": 5.0}, "gpu", ["plain"]),
         ({"context_length": 4096}, "gpu", ["chunked", "plain"]),
@@ -81,6 +82,15 @@ def test_cudnn_is_not_proposed_for_packed_rows_whose_mask_it_would_hold(small_cf
 def test_cudnn_is_refused_where_it_cannot_serve(changes, platform, message, small_cfg):
     with pytest.raises(ValueError, match=message):
         choose_attend("cudnn", dataclasses.replace(small_cfg, **changes), platform=platform)
+
+
+def test_flash_is_refused_where_it_would_be_interpreted(small_cfg):
+    with pytest.raises(ValueError, match="needs a TPU, and this is a gpu"):
+        choose_attend("flash", small_cfg, platform="gpu")
+
+
+def test_flash_passes_the_probe(small_cfg):
+    assert backends.probe(backends.BACKENDS["flash"], small_cfg) < 1e-5
 
 
 def test_a_model_computes_the_same_with_each(small_cfg, params_of, make_batch):
