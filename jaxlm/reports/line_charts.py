@@ -1,6 +1,7 @@
 """Drawing of lines with bands: one chart, or several side by side on one y axis."""
 
 import math
+import sys
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -204,7 +205,8 @@ def _limits(charts: LineCharts) -> tuple[float, float]:
     low, high = float(known.min()), float(known.max())
     if charts.log_y:
         margin = max(math.exp(0.05 * (math.log(high) - math.log(low))), 1.1)
-        return max(low / margin, math.nextafter(0, 1)), high * margin
+        # Below the smallest normal number a product may round to its factor.
+        return max(low / margin, math.nextafter(0, 1)), max(high * margin, sys.float_info.min)
     if 0 <= low <= 0.4 * high and high > 0:
         return 0.0, high * 1.05
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0

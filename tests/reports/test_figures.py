@@ -10,7 +10,7 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxlm.analysis.statistics import mean_interval
@@ -266,6 +266,7 @@ def test_references_are_dashed_across_and_labelled_and_panels_share_one_axis():
 
 @settings(max_examples=60, deadline=None)
 @given(y=st.lists(st.floats(-1e6, 1e6) | st.just(NAN), min_size=1, max_size=9), log=st.booleans())
+@example(y=[5e-324], log=True)
 def test_limits_hold_every_value(y, log):
     content = lines([Band("a", range(len(y)), y)], log_y=log).content
     low, high = line_charts._limits(content)
