@@ -63,11 +63,3 @@ def alternate(blocks: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
         for name, block in blocks.items():
             times[name].append(block())
     return {name: statistics.median(seconds) for name, seconds in times.items()}
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows of cells, the headings first: names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        numbers = (cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))
-        print("  ".join((name.ljust(widths[0]), *numbers)).rstrip())

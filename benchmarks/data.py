@@ -15,7 +15,8 @@ import itertools
 import pathlib
 import tempfile
 
-from benchmarks.alternate import alternate, open_worker, print_table, serve
+from benchmarks.alternate import alternate, open_worker, serve
+from jaxlm.reports.tables import print_table
 
 SIDES = ("jaxlm", "get_batch", "DataLoader")
 BATCH, CONTEXT = 32, 256

@@ -21,7 +21,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from benchmarks.alternate import alternate, print_table
+from benchmarks.alternate import alternate
+from jaxlm.reports.tables import print_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 _IMPORT = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \|\s*(\S+)$")

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array
-
-LOWEST = jnp.finfo(jnp.float32).min  # finite: -inf minus -inf would be NaN in an empty row
+from jaxlm.kernels.blocks import LOWEST, pad_to_blocks
 
 
 class _Layout(NamedTuple):
@@ -64,14 +63,14 @@ def attend(
     block_q, block_k = min(block_q, S), min(block_k, T)
     in_order = q_positions is None and kv_positions is None
     marks = _Marks(
-        _pad(_rows(jnp.arange(S) if q_positions is None else q_positions), 1, block_q),
-        _pad(_rows(jnp.arange(T) if kv_positions is None else kv_positions), 1, block_k),
-        _pad(jnp.ones((1, T), bool), 1, block_k),
-        None if q_segments is None else _pad(_rows(q_segments), 1, block_q),
-        None if kv_segments is None else _pad(_rows(kv_segments), 1, block_k),
+        pad_to_blocks(_rows(jnp.arange(S) if q_positions is None else q_positions), 1, block_q),
+        pad_to_blocks(_rows(jnp.arange(T) if kv_positions is None else kv_positions), 1, block_k),
+        pad_to_blocks(jnp.ones((1, T), bool), 1, block_k),
+        None if q_segments is None else pad_to_blocks(_rows(q_segments), 1, block_q),
+        None if kv_segments is None else pad_to_blocks(_rows(kv_segments), 1, block_k),
     )
-    queries = _pad(jnp.moveaxis(q.reshape(B, S, K, H // K, Dh), 1, 3), 3, block_q)
-    keys, values = (_pad(jnp.swapaxes(x, 1, 2), 2, block_k) for x in (k, v))
+    queries = pad_to_blocks(jnp.moveaxis(q.reshape(B, S, K, H // K, Dh), 1, 3), 3, block_q)
+    keys, values = (pad_to_blocks(jnp.swapaxes(x, 1, 2), 2, block_k) for x in (k, v))
     layout = _Layout(block_q, block_k, causal, window, in_order)
     out = _attend(queries, keys, values, softcap, marks, layout)
     return jnp.moveaxis(out[:, :, :, :S], 3, 1).reshape(B, S, H, Dh)
@@ -80,12 +79,6 @@ def attend(
 def _rows(x: Array) -> Array:
     """[S] or [B, S] -> [B or 1, S]."""
     return jnp.atleast_2d(x)
-
-
-def _pad(x: Array, axis: int, block: int) -> Array:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % block)
-    return jnp.pad(x, widths)
 
 
 # q: [B, K, G, S, Dh] with G = H / K query heads to a key head; k, v: [B, K, T, Dh].

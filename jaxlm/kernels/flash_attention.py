@@ -20,9 +20,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxlm.core.arrays import Array
+from jaxlm.kernels.blocks import LOWEST, pad_to_blocks
 
 LANES = 128  # numbers side by side in a TPU's vector register
-LOWEST = float(jnp.finfo(jnp.float32).min)  # finite: -inf minus -inf would be NaN in an empty row
 
 
 class _Layout(NamedTuple):
@@ -89,18 +89,12 @@ def _marks(positions: Array | None, segments: Array | None, x: Array, block: int
     marks = [jnp.arange(S) if positions is None else positions]
     marks += [] if segments is None else [segments]
     rows = jnp.stack([jnp.broadcast_to(mark, (B, S)) for mark in marks], axis=1)
-    return _pad(rows.astype(jnp.int32), 2, block)
-
-
-def _pad(x: Array, axis: int, block: int) -> Array:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % block)
-    return jnp.pad(x, widths)
+    return pad_to_blocks(rows.astype(jnp.int32), 2, block)
 
 
 def _by_head(x: Array, block: int) -> Array:
     """[B, S, H, Dh] -> [B, H, S with padding, Dh]."""
-    return _pad(jnp.swapaxes(x, 1, 2), 2, block)
+    return pad_to_blocks(jnp.swapaxes(x, 1, 2), 2, block)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -138,8 +132,8 @@ def _backward(layout, saved, d_out):
         ("kv", _by_head(k, layout.block_k)),
         ("kv", _by_head(v, layout.block_k)),
         ("q", _by_head(d_out, layout.block_q)),
-        ("q_row", _pad(lse[:, :, None], 3, layout.block_q)),
-        ("q_row", _pad(delta[:, :, None], 3, layout.block_q)),
+        ("q_row", pad_to_blocks(lse[:, :, None], 3, layout.block_q)),
+        ("q_row", pad_to_blocks(delta[:, :, None], 3, layout.block_q)),
         ("q_marks", q_marks),
         ("kv_marks", kv_marks),
     ]

@@ -32,8 +32,8 @@ BACKENDS: Mapping[str, Callable[..., Array]] = {
     "cudnn": cudnn_attention.attend,
     "flash": _flash,
 }
-# Context lengths from which on attention in parts trains faster; see `python -m
-# benchmarks.attention`. Those of gpu and tpu are not measured yet.
+# Context lengths from which on attention in parts trains faster: on a CPU as measured, see
+# benchmarks/RESULTS.md; on a GPU and a TPU not yet measured.
 SPLIT = 64
 LONG = {"cpu": 2048, "gpu": 1024, "tpu": 1024}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest value
@@ -66,10 +66,7 @@ def choose_attend(
     """
     platform = jax.default_backend() if platform is None else platform
     if name != "auto":
-        if name == "cudnn":
-            _check_cudnn(cfg, platform)
-        if name == "flash" and platform != "tpu":
-            raise ValueError(f"attention=flash needs a TPU, and this is a {platform}")
+        _check_forced(name, cfg, platform)
         return Choice(name, BACKENDS[name], "as the config says")
     notes = []
     *fast, safe = candidates(cfg, segments, platform)
@@ -131,7 +128,11 @@ def _relative(a: Array, b: Array) -> Array:
     return jnp.max(difference) / jnp.max(jnp.abs(b))
 
 
-def _check_cudnn(cfg: TransformerConfig, platform: str) -> None:
+def _check_forced(name: Name, cfg: TransformerConfig, platform: str) -> None:
+    if name == "flash" and platform != "tpu":  # elsewhere it would be interpreted
+        raise ValueError(f"attention=flash needs a TPU, and this is a {platform}")
+    if name != "cudnn":
+        return
     if platform != "gpu":
         raise ValueError(f"attention=cudnn needs an NVIDIA GPU, and this is a {platform}")
     if cfg.dtype != "bfloat16":

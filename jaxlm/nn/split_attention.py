@@ -3,6 +3,7 @@
 The plain definition computes all of the map and masks half of it away. Here each group of
 `block_q` queries is the plain definition over the keys from its window's start to its own end, so
 that of 4 groups 6 of 16 parts are never computed. All sizes are static; the gradient is JAX's own.
+Made of the plain one, it stands beside it and not in `jaxlm.kernels`.
 """
 
 import jax.numpy as jnp

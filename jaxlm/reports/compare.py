@@ -9,6 +9,7 @@ import numpy as np
 from jaxlm.reports import page
 from jaxlm.reports.curves import LINE_COLOURS, Curve, chart, cropped_limits, smoothed
 from jaxlm.reports.style import css_colour
+from jaxlm.reports.tables import print_table
 
 ABSENT = "-"
 _UNCOMPARABLE = "*"  # marks a column whose numbers must not be held against each other
@@ -185,14 +186,7 @@ def _setting(value: Any) -> str:
 def _print_plain(
     titles: list[str], rows: list[list[str]], left: bool = False, best: int | None = None
 ) -> None:
-    lines = [titles, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        padded = [
-            cell.ljust(width) if left or i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(padded).rstrip())
+    print_table([titles, *rows], left)
 
 
 def _print_rich(

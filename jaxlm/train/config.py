@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from jaxlm.data.config import DataConfig
+from jaxlm.models import backends
 from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.objectives.next_token import LossConfig
@@ -18,7 +19,7 @@ class TrainConfig:
     num_steps: int = 1000
     steps_per_call: int = 10  # steps inside one compiled call; the other counts are multiples of it
     num_microbatches: int = 1  # parts that a batch is cut into, to save memory
-    attention: Literal["auto", "plain", "split", "chunked", "cudnn", "flash"] = "auto"
+    attention: backends.Name = "auto"
     vocab_chunk: int | None = None  # ids whose logits are held at once; none: all
     log_every: int = 10
     eval_every: int = 100
