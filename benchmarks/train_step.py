@@ -76,7 +76,7 @@ def serve_jaxlm(shape: Shape, weights: pathlib.Path, overrides: list[str]) -> No
     settings |= dict(each.split("=", 1) for each in overrides)
     cfg = apply_overrides(RunConfig(), settings)
     chosen = backends_of(cfg)
-    program = make_program(cfg, np.ones(shape.vocab_size, np.int32), **chosen.functions)
+    program = make_program(cfg, np.ones(shape.vocab_size, np.int32), **chosen.options)
     state = jax.jit(lambda: program.init(0, hyper_values(cfg)))()
     np.savez(weights, **{name: np.asarray(w) for name, w in trees.flatten(state.params).items()})
     ids = random_batches(shape)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
-from jaxlm.models.backends import Choice, choose_attend, choose_linear
+from jaxlm.models.backends import Choice, choose_attend, choose_linear, choose_unroll
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
@@ -90,9 +90,9 @@ def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 
 
 class Backends(NamedTuple):
-    """functions: as `transformer.build` takes them. attention: which one, and why."""
+    """options: as `transformer.build` takes them. attention: which one, and why."""
 
-    functions: dict[str, Callable]
+    options: dict[str, Any]
     attention: Choice
 
 
@@ -106,7 +106,8 @@ def backends_of(cfg: RunConfig) -> Backends:
         choice = choose_attend(cfg.train.attention, cfg.model, segments=cfg.data.mask_documents)
     except ValueError as error:
         raise ConfigError(f"{FLAG}train.attention={cfg.train.attention}: {error}") from None
-    return Backends({"attend": choice.attend, "linear": choose_linear()}, choice)
+    options = {"linear": choose_linear(), "unroll": choose_unroll(cfg.model)}
+    return Backends({"attend": choice.attend, **options}, choice)
 
 
 def decoding_model(cfg: TransformerConfig) -> LanguageModel:

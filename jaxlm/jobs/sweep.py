@@ -221,8 +221,8 @@ def train_points(
     cfg, started = group.cfg, time.perf_counter()
     mine = [configs[place] for place in places]
     seeds = np.array([c.seed for c in mine], np.int32)
-    functions = backends_of(cfg).functions
-    program = make_program(cfg, data.tokenizer.token_bytes, group.traced, **functions)
+    options = backends_of(cfg).options
+    program = make_program(cfg, data.tokenizer.token_bytes, group.traced, **options)
     numbers = [hyper_values(c, group.traced) for c in mine]
     hypers = stack_hypers(numbers)
     frozen = base if cfg.lora.rank is not None else {}

@@ -83,7 +83,7 @@ def main(launch: Launch) -> int:
     hypers = hyper_values(cfg)
     sample_request(cfg, data)
     backends = backends_of(cfg)
-    model = transformer.build(cfg.model, **backends.functions)
+    model = transformer.build(cfg.model, **backends.options)
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
     base = open_base(cfg, model) if cfg.train.init_from and not saved else None
     folder = folder or workdir.new_run_dir("runs", name)
@@ -232,7 +232,7 @@ def _train(
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    program = make_program(cfg, data.tokenizer.token_bytes, **backends.functions)
+    program = make_program(cfg, data.tokenizer.token_bytes, **backends.options)
     # Run once, the initial state is compiled for a quick start: 1.4 s in place of 5.9 at 0.8 M
     # parameters on a CPU, where random bits are long programs.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

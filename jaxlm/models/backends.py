@@ -53,6 +53,18 @@ def choose_linear(platform: str | None = None) -> Callable[..., Array]:
     return row_linear.linear if platform == "cpu" else plain_linear
 
 
+def choose_unroll(cfg: TransformerConfig, platform: str | None = None) -> int:
+    """Layers a scan iteration: what the config says, else all of up to 16 on a GPU and 1 elsewhere.
+
+    A scan keeps what the backward pass needs in stacks of all layers, which costs copies; layers
+    written out cost compile time. Platform as for `choose_attend`.
+    """
+    platform = jax.default_backend() if platform is None else platform
+    if cfg.scan_unroll is not None:
+        return cfg.scan_unroll
+    return min(cfg.num_layers, 16) if platform == "gpu" else 1
+
+
 def choose_attend(
     name: Name, cfg: TransformerConfig, *, segments: bool = False, platform: str | None = None
 ) -> Choice:
@@ -98,7 +110,8 @@ def probe(attend: Callable[..., Array], cfg: TransformerConfig) -> float:
 
     On one row of at most 256 random tokens, with the model's heads, window, softcap and dtype.
     """
-    sizes, length = cfg.sizes, min(cfg.context_length, 256)
+    # An odd length stays odd: cuDNN has none.
+    sizes, length = cfg.sizes, min(cfg.context_length, 256 - cfg.context_length % 2)
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, direction = (
         jax.random.normal(key, (1, length, heads, sizes.Dh), cfg.dtype)
@@ -139,3 +152,7 @@ def _check_forced(name: Name, cfg: TransformerConfig, platform: str) -> None:
         raise ValueError("attention=cudnn needs model.dtype=bfloat16")
     if cfg.attention_softcap is not None:
         raise ValueError("attention=cudnn has no softcap: set model.attention_softcap to none")
+    if cfg.context_length % 2:
+        raise ValueError(f"attention=cudnn needs an even model.context_length={cfg.context_length}")
+    if cfg.window is not None and not cfg.causal:
+        raise ValueError("attention=cudnn has no window without model.causal=true")
