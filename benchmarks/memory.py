@@ -31,9 +31,7 @@ def main() -> None:
     shape = shape._replace(**{name: value for name, value in given.items() if value})
     common = dict(each.split("=", 1) for each in args.set)
     sides = {}
-    for dtype, remat, chunk in itertools.product(
-        args.dtypes, args.remat, (None, args.vocab_chunk)
-    ):
+    for dtype, remat, chunk in itertools.product(args.dtypes, args.remat, (None, args.vocab_chunk)):
         options = {"model.dtype": dtype, "model.remat": remat, "train.vocab_chunk": chunk}
         name = (dtype, remat, "whole" if chunk is None else f"{chunk} ids")
         sides[name] = prepare(shape, common | options)
@@ -41,7 +39,9 @@ def main() -> None:
     blocks = {name: seconds_of(side.block) for name, side in sides.items()}
     medians = alternate(blocks, args.rounds)
     first = next(iter(sides))
-    rows = [("dtype", "remat", "logits", "MiB", "of the first", "ms a step", "of the first", "loss")]
+    rows = [
+        ("dtype", "remat", "logits", "MiB", "of the first", "ms a step", "of the first", "loss")
+    ]
     for name, side in sides.items():
         rows.append(
             (
