@@ -122,19 +122,22 @@ def probe(attend: Callable[..., Array], cfg: TransformerConfig) -> float:
     )
     kinds = {"causal": cfg.causal, "window": cfg.window, "softcap": cfg.attention_softcap}
 
-    def value_and_pull(fn: Callable[..., Array]) -> Any:
-        out, pull = jax.vjp(lambda *x: fn(*x, **kinds), q, k, v)
+    def value_and_pull(fn: Callable[..., Array], inputs: Any, direction: Array) -> Any:
+        out, pull = jax.vjp(lambda *x: fn(*x, **kinds), *inputs)
         return out, *pull(direction)
 
     @jax.jit
-    def largest_difference():
-        pairs = zip(value_and_pull(attend), value_and_pull(attention.attend), strict=True)
+    def largest_difference(*arrays):
+        pairs = zip(
+            value_and_pull(attend, *arrays), value_and_pull(attention.attend, *arrays), strict=True
+        )
         each = [_relative(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in pairs]
         return jnp.max(jnp.stack(each))
 
     try:
         with jax.default_matmul_precision("highest"):
-            return float(largest_difference())
+            # The arrays are arguments: XLA would compute with constants itself, not on the device.
+            return float(largest_difference((q, k, v), direction))
     except (ValueError, NotImplementedError, RuntimeError):  # it cannot run here
         return float("inf")
 
