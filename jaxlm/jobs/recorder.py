@@ -99,6 +99,10 @@ class Recorder:
     def __exit__(self, *exc) -> None:
         self._exit.__exit__(*exc)
 
+    def note(self, line: str) -> None:
+        """Prints a line beside the progress shown."""
+        self._progress.note(line)
+
     @property
     def signal(self) -> signal.Signals | None:
         """The one that asked the run to end, if one did."""

@@ -17,6 +17,7 @@ from jaxlm.data.batches import batch_at, num_windows
 from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config
+from jaxlm.jobs.profiler import Profiler
 from jaxlm.jobs.recorder import (
     METRICS_FILE,
     PROVENANCE_FILE,
@@ -260,7 +261,10 @@ def _train(
         return batch_at(data.train, cfg.seed, n, **batch_options(cfg))
 
     print(f"compiled  so far {compile_cache.counts()}")
-    with Recorder(cfg, folder, data, model, hypers, start, started) as recorder:
+    with (
+        Recorder(cfg, folder, data, model, hypers, start, started) as recorder,
+        Profiler(cfg.train, folder, start, recorder.note) as profiler,
+    ):
         recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
         state = run_loop(
             compile_steps(program.step),
@@ -269,7 +273,7 @@ def _train(
             start=start,
             num_steps=cfg.train.num_steps,
             steps_per_call=cfg.train.steps_per_call,
-            hooks=[recorder.after_call],
+            hooks=[recorder.after_call, profiler.after_call],
         )
         if recorder.signal is not None:
             recorder.save(state)
