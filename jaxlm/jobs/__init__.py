@@ -12,6 +12,7 @@ JOBS = {
     "evaluate": "the validation loss of a run, from its checkpoint",
     "sample": "text from a run's model",
     "compare": "runs side by side, and the fields in which their configs differ",
+    "doctor": "what this machine offers, what is wrong, and what puts it right",
 }
 
 BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their own
