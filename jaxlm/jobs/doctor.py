@@ -84,8 +84,9 @@ def seen_hardware() -> str | None:
     """ "gpu" or "tpu" where the machine shows one, whatever JAX sees."""
     if glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi"):
         return "gpu"
-    colab = any(name in os.environ for name in ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_WORKER_ID"))
-    return "tpu" if colab or glob.glob("/dev/accel[0-9]*") else None
+    told = any(name in os.environ for name in ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_WORKER_ID"))
+    nodes = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return "tpu" if told or nodes else None
 
 
 def accelerator(platform: str, forced: str, hardware: str | None) -> Finding:
