@@ -23,7 +23,14 @@ from jaxlm.optim.optimizers import make_tx
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import PMAP_AXIS, Layout
 from jaxlm.train.state import TrainState, init_state
-from jaxlm.train.step import Shardings, jit_steps, make_train_step, pmap_steps, with_frozen
+from jaxlm.train.step import (
+    Shardings,
+    jit_steps,
+    make_train_step,
+    pmap_steps,
+    split_rows,
+    with_frozen,
+)
 
 # Numbers of a model that a program can be given, beside all of optim's, the loss's and LoRA's.
 MODEL_NUMBERS = (
@@ -126,13 +133,14 @@ class PlacedProgram(NamedTuple):
     specs: of what is trained. state: TrainState of shapes and shardings. init: () -> the state
     before the first step, without its frozen part; it is made where it is to lie.
     run: (state, batches [steps, B, S]) -> (state, metrics [steps]); it overwrites the state.
-    lower: batches -> the program of `run`, lowered.
+    arrange: batches -> what the program in `run` reads. lower: batches -> that program, lowered.
     """
 
     specs: dict[str, Any]
     state: TrainState
     init: Callable[[], TrainState]
     run: Callable[[TrainState, Any], tuple[TrainState, Any]]
+    arrange: Callable[[Any], Any]
     lower: Callable[[Any], Any]
 
 
@@ -165,15 +173,20 @@ def place_program(
     # parameters on a CPU, where random bits are long programs.
     quick = {"xla_backend_optimization_level": 0} if devices[0].platform == "cpu" else None
     if pmap:
-        run = pmap_steps(program.step, PMAP_AXIS, devices)
+        steps = pmap_steps(program.step, PMAP_AXIS, devices)
     else:
-        run = jit_steps(program.step, Shardings(where, layout.batches, layout.whole))
+        steps = jit_steps(program.step, Shardings(where, layout.batches, layout.whole))
+
+    def arrange(batches):
+        return split_rows(batches, len(devices)) if pmap else batches
+
     return PlacedProgram(
         specs=program.specs,
         state=state,
         init=jax.jit(init, out_shardings=where.replace(frozen={}), compiler_options=quick),
-        run=with_frozen(run),
-        lower=lambda batches: run.lower(state.replace(frozen={}), state.frozen, batches),
+        run=with_frozen(lambda moving, frozen, xs: steps(moving, frozen, arrange(xs))),
+        arrange=arrange,
+        lower=lambda xs: steps.lower(state.replace(frozen={}), state.frozen, arrange(xs)),
     )
 
 

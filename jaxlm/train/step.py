@@ -161,12 +161,14 @@ def jit_steps(step: Callable, shardings: Shardings | None = None) -> Callable:
 
 
 def pmap_steps(step: Callable, axis_name: str, devices: Sequence[jax.Device]) -> Callable:
-    """As `jit_steps`, by pmap: each device has the whole state and takes rows of the batch.
+    """As `jit_steps`, by pmap: each device has the whole state and some rows of the batch.
 
     Args:
       step: made with this `axis_name`.
+    Returns:
+      (moving, frozen, batches as `split_rows` gives them) -> (moving, metrics).
     """
-    run = jax.pmap(
+    return jax.pmap(
         scan_apart(step),
         axis_name=axis_name,
         in_axes=(None, None, 1),
@@ -175,11 +177,7 @@ def pmap_steps(step: Callable, axis_name: str, devices: Sequence[jax.Device]) ->
         donate_argnums=0,
     )
 
-    def run_rows(moving, frozen, batches):
-        return run(moving, frozen, split_rows(batches))
 
-    def split_rows(batches):
-        return jax.tree.map(lambda x: x.reshape(len(x), len(devices), -1, *x.shape[2:]), batches)
-
-    run_rows.lower = lambda moving, frozen, batches: run.lower(moving, frozen, split_rows(batches))
-    return run_rows
+def split_rows(batches: Any, num_devices: int) -> Any:
+    """[steps, B, ...] -> [steps, num_devices, B / num_devices, ...], of every leaf."""
+    return jax.tree.map(lambda x: x.reshape(len(x), num_devices, -1, *x.shape[2:]), batches)
