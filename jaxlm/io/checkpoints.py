@@ -493,15 +493,20 @@ def _to_stored(leaf: Any) -> Any:
 
 
 def _restore_args(ocp: Any, leaf: Any) -> Any:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is not None and len(sharding.device_set) > 1 and not _is_key(leaf):
-        return ocp.ArrayRestoreArgs(sharding=sharding)
+    if _is_spread(leaf) and not _is_key(leaf):
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding)
     return ocp.RestoreArgs(restore_type=np.ndarray)
+
+
+def _is_spread(leaf: Any) -> bool:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding is not None and len(sharding.device_set) > 1
 
 
 def _as_target(array: Any, leaf: Any, saved: dict[str, Any]) -> Any:
     if _is_key(leaf):
-        return jax.random.wrap_key_data(jnp.array(array), impl=saved["key_impl"])
+        key = jax.random.wrap_key_data(jnp.array(array), impl=saved["key_impl"])
+        return jax.device_put(key, leaf.sharding) if _is_spread(leaf) else key
     if isinstance(leaf, np.ndarray | np.generic):
         return np.asarray(array) if np.shape(array) else np.asarray(array)[()]
     if not hasattr(leaf, "dtype"):

@@ -11,6 +11,7 @@ JOBS = {
     "train": "train a model on text, or go on with a run",
     "evaluate": "the validation loss of a run, from its checkpoint",
     "sample": "text from a run's model",
+    "check_layouts": "a config's step on 8 devices, under every layout, against one device",
     "compare": "runs side by side, and the fields in which their configs differ",
     "doctor": "what this machine offers, what is wrong, and what puts it right",
 }

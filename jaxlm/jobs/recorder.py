@@ -38,6 +38,7 @@ from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.progress import make_progress
 from jaxlm.train.config import RunConfig
+from jaxlm.train.layouts import Layout
 from jaxlm.train.state import TrainState
 
 METRICS_FILE = "metrics.jsonl"  # only what is a function of (config, text, step)
@@ -60,12 +61,13 @@ class Recorder:
         folder: pathlib.Path,
         data: Data,
         model: LanguageModel,
+        layout: Layout,
         hypers: dict[str, float],
         start: int,
         started: float,
     ):
         self.cfg, self.folder, self.data, self.hypers = cfg, folder, data, hypers
-        self.started = started
+        self.started, self._layout = started, layout
         self.validation: dict[str, float] = {}
         self._num_skipped = num_skipped(folder)
         self._speeds: list[float] = []
@@ -173,12 +175,16 @@ class Recorder:
         }
         if self._speeds:
             speed = statistics.median(self._speeds)
-            device = {"device_kind": jax.devices()[0].device_kind, "dtype": cfg.model.dtype}
+            device = {
+                "device_kind": jax.devices()[0].device_kind,
+                "dtype": cfg.model.dtype,
+                "num_devices": self._layout.mesh.size,
+            }
             summary |= {
                 "tokens_per_s": speed,
                 "flops_per_s": speed * cost.full,
-                "mfu": flops.mfu(speed, cost.full, num_devices=1, **device),
-                "mfu_causal": flops.mfu(speed, cost.causal, num_devices=1, **device),
+                "mfu": flops.mfu(speed, cost.full, **device),
+                "mfu_causal": flops.mfu(speed, cost.causal, **device),
             }
         workdir.save_json(self.folder / SUMMARY_FILE, summary)
         return summary
@@ -232,7 +238,7 @@ class Recorder:
             self._timings.append({**record, "peak_memory_bytes": _peak_memory()})
 
     def _validate(self, step: int, state: TrainState) -> float:
-        batches = validation_batches(self.cfg, self.data)
+        batches = validation_batches(self.cfg, self.data, self._layout.num_rows)
         batches = itertools.islice(batches, self.cfg.train.eval_batches)
         self.validation = self._evaluate(self._weights(state), batches)
         self._log_metrics({"step": step, "split": "validation", **self.validation})

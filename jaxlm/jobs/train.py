@@ -36,6 +36,7 @@ from jaxlm.jobs.setup import (
     batch_options,
     check_corpus,
     check_tokenizer,
+    layout_of,
     open_run,
     prepare_data,
     restore_frozen,
@@ -47,10 +48,10 @@ from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
+from jaxlm.train.layouts import Layout
 from jaxlm.train.loop import run_loop
-from jaxlm.train.program import hyper_values, make_program, trained_specs
+from jaxlm.train.program import hyper_values, place_program, trained_specs
 from jaxlm.train.state import TrainState
-from jaxlm.train.step import compile_steps
 
 SCHEDULE_FILE = "schedule.json"
 
@@ -84,9 +85,10 @@ def main(launch: Launch) -> int:
     hypers = hyper_values(cfg)
     sample_request(cfg, data)
     backends = backends_of(cfg)
-    model = transformer.build(cfg.model, **backends.options)
+    layout = layout_of(cfg, transformer.param_specs(cfg.model))
+    model = transformer.build(cfg.model, **backends.options, **layout.functions)
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
-    base = open_base(cfg, model) if cfg.train.init_from and not saved else None
+    base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
     folder = folder or workdir.new_run_dir("runs", name)
 
     with workdir.WorkdirLock(folder):
@@ -108,8 +110,10 @@ def main(launch: Launch) -> int:
             print(f"changed   {change}")
         describe(cfg, data, model, hypers)
         print(f"attention {backends.attention.name}: {backends.attention.why}")
+        if jax.device_count() > 1:
+            print(f"devices   {layout.mesh.size} of {jax.device_count()}: {layout.description}")
         try:
-            return _train(cfg, folder, data, model, backends, hypers, base, found, started)
+            return _train(cfg, folder, data, model, backends, layout, hypers, base, found, started)
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
@@ -228,27 +232,24 @@ def _train(
     data: Data,
     model: LanguageModel,
     backends: Backends,
+    layout: Layout,
     hypers: dict[str, float],
     base: TrainedRun | None,
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    program = make_program(cfg, data.tokenizer.token_bytes, **backends.options)
-    # Run once, the initial state is compiled for a quick start: 1.4 s in place of 5.9 at 0.8 M
-    # parameters on a CPU, where random bits are long programs.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    make_state = jax.jit(lambda: program.init(cfg.seed, hypers), compiler_options=quick)
+    program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **backends.options)
     if found is None:
-        start, state = 0, make_state()
+        start, state = 0, program.init()
         if cfg.train.init_from is not None:
-            base = base or open_base(cfg, model)  # killed before its first checkpoint
+            base = base or open_base(cfg, model, layout)  # killed before its first checkpoint
             print(f"weights   of step {base.step} of {cfg.train.init_from}")
             part = "params" if cfg.lora.rank is None else "frozen"
             state = state.replace(**{part: base.params})
     else:
         path, manifest = found
-        start, state = manifest["step"], _restore(path, jax.eval_shape(make_state), hypers)
-        state = state.replace(frozen=restore_frozen(folder, manifest, model))
+        start, state = manifest["step"], _restore(path, program.state.replace(frozen={}), hypers)
+        state = state.replace(frozen=restore_frozen(folder, manifest, model, layout))
         print(f"resumed   at step {start} from {path}")
     for name in (METRICS_FILE, SAMPLES_FILE):
         Recorder.cut_back(folder / name, start)
@@ -262,12 +263,12 @@ def _train(
 
     print(f"compiled  so far {compile_cache.counts()}")
     with (
-        Recorder(cfg, folder, data, model, hypers, start, started) as recorder,
+        Recorder(cfg, folder, data, model, layout, hypers, start, started) as recorder,
         Profiler(cfg.train, folder, start, recorder.note) as profiler,
     ):
         recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
         state = run_loop(
-            compile_steps(program.step),
+            program.run,
             state,
             batch,
             start=start,
@@ -289,8 +290,8 @@ def _train(
     return 0
 
 
-def open_base(cfg: RunConfig, model: LanguageModel) -> TrainedRun:
-    """The run whose weights this one starts from.
+def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None) -> TrainedRun:
+    """The run whose weights this one starts from, placed as `layout` says; None: on one device.
 
     Raises:
       ConfigError: no such run or checkpoint, or its weights are of other shapes than `cfg.model`
@@ -299,8 +300,9 @@ def open_base(cfg: RunConfig, model: LanguageModel) -> TrainedRun:
     source = pathlib.Path(cfg.train.init_from)
     flag = f"{FLAG}train.init_from"
     try:
-        base = open_run(source, flag=flag)
-        params_lib.check_params(base.params, model.specs)
+        specs = transformer.param_specs(workdir.load_config(source, RunConfig).model)
+        params_lib.check_params(params_lib.abstract_params(specs), model.specs)
+        base = open_run(source, flag=flag, layout=layout)
     except ConfigError:
         raise
     except ValueError as error:
