@@ -182,12 +182,14 @@ def restore(path: str | os.PathLike, target: Any, part: str | None = None) -> An
             except (OSError, ValueError, KeyError) as error:
                 raise CheckpointError(f"{path}: {_reason(error)}") from None
         arrays = {name: _at(tree, name) for name in stored}
+        del tree
     leaves = []
     for name, leaf in targets.items():
-        array = arrays.get(name)
+        array = arrays.pop(name, None)
         if array is None:
             array = np.zeros(saved[name]["shape"], jnp.dtype(saved[name]["dtype"]))
-        leaves.append(_as_target(array, leaf, saved[name]))
+        # One by one, so that there are never two copies of all.
+        leaves.append(jax.block_until_ready(_as_target(array, leaf, saved[name])))
     return jax.tree.unflatten(structure, leaves)
 
 
