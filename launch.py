@@ -32,7 +32,7 @@ _FLAGS = [
     flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
     flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
-    flags.DEFINE_string("checkpoint", "newest", "evaluate, sample: newest or best."),
+    flags.DEFINE_string("checkpoint", "newest", "evaluate, sample, inspect: newest or best."),
     flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
     flags.DEFINE_string(
@@ -40,7 +40,7 @@ _FLAGS = [
     ),
     flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1),
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0),
-    flags.DEFINE_string("output", "text", "compare, evaluate: text or json."),
+    flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
     flags.DEFINE_integer(
         "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20

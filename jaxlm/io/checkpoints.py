@@ -173,7 +173,12 @@ def restore(path: str | os.PathLike, target: Any, part: str | None = None) -> An
     if stored:
         item = trees.unflatten(dict.fromkeys(stored, 0))
         restore_args = {name: _restore_args(ocp, leaf) for name, leaf in stored.items()}
-        with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+        # Two of the largest arrays may be on their way at once, beside those that have arrived.
+        at_once = 2 * max(_num_bytes(saved[name]) for name in stored) + 2**20
+        handler = ocp.PyTreeCheckpointHandler(
+            handler_impl=ocp.BasePyTreeCheckpointHandler(restore_concurrent_bytes=at_once)
+        )
+        with contextlib.closing(ocp.Checkpointer(handler)) as reader:
             try:
                 tree = reader.restore(
                     path / _ARRAYS,
@@ -184,12 +189,14 @@ def restore(path: str | os.PathLike, target: Any, part: str | None = None) -> An
             except (OSError, ValueError, KeyError) as error:
                 raise CheckpointError(f"{path}: {_reason(error)}") from None
         arrays = {name: _at(tree, name) for name in stored}
+        del tree
     leaves = []
     for name, leaf in targets.items():
-        array = arrays.get(name)
+        array = arrays.pop(name, None)
         if array is None:
             array = np.zeros(saved[name]["shape"], jnp.dtype(saved[name]["dtype"]))
-        leaves.append(_as_target(array, leaf, saved[name]))
+        # One by one, so that there are never two copies of all.
+        leaves.append(jax.block_until_ready(_as_target(array, leaf, saved[name])))
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -489,6 +496,12 @@ def _describe(leaf: Any) -> dict[str, Any]:
     if _is_key(leaf) and isinstance(leaf, jax.Array):
         description["key_impl"] = str(jax.random.key_impl(leaf))
     return description
+
+
+def _num_bytes(saved: dict[str, Any]) -> int:
+    """Of a saved leaf; a typed key of any generator is no larger than here."""
+    width = 16 if "key_impl" in saved else jnp.dtype(saved["dtype"]).itemsize
+    return math.prod(saved["shape"]) * width
 
 
 def _dtype(leaf: Any) -> Any:
