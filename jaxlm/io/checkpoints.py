@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxlm.core import trees
 from jaxlm.core.config import ConfigError
@@ -35,6 +36,7 @@ FORMAT = 1
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
+BARRIER_MS = 600_000  # until the other processes are taken for dead
 _TEMPORARY, _REPLACED = ".tmp-", ".old-"
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -202,8 +204,9 @@ class Checkpointer:
     """Writes the checkpoints of one run in the background and deletes those no longer needed.
 
     Kept are the newest `keep_last`, and the `keep_best` of lowest `metric`. A checkpoint that
-    cannot be read is neither counted nor deleted. One process at a time, the one with the lock of
-    the workdir, may have a Checkpointer: it clears away what a killed one left.
+    cannot be read is neither counted nor deleted. One run at a time, the one with the lock of the
+    workdir, may have a Checkpointer: it clears away what a killed one left. Of a run of several
+    processes each has one, and all save together.
     """
 
     def __init__(
@@ -222,9 +225,11 @@ class Checkpointer:
         self._writer = None
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
+        self._writes = jax.process_index() == 0
         try:
-            (self._workdir / FOLDER).mkdir(parents=True, exist_ok=True)
-            _clear_leftovers(self._workdir / FOLDER)
+            if self._writes:
+                (self._workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+                _clear_leftovers(self._workdir / FOLDER)
         except OSError as error:
             raise CheckpointError(f"{self._workdir / FOLDER}: {error.strerror}") from None
 
@@ -265,8 +270,10 @@ class Checkpointer:
         manifest = json.loads(json.dumps(manifest))  # what cannot be JSON fails here, not later
         stored = {n: _to_stored(leaf) for n, leaf in leaves.items() if 0 not in np.shape(leaf)}
         try:
-            shutil.rmtree(temporary, ignore_errors=True)  # of a save that was interrupted
-            temporary.mkdir()
+            if self._writes:
+                shutil.rmtree(temporary, ignore_errors=True)  # of a save that was interrupted
+                temporary.mkdir()
+            _wait_for_all(f"{temporary.name} made")
             if stored:
                 self._begin(temporary / _ARRAYS, trees.unflatten(stored))
         except Exception as error:
@@ -285,6 +292,8 @@ class Checkpointer:
           CheckpointError: as `wait`, or there is no readable checkpoint of this step.
         """
         self.wait()
+        if not self._writes:
+            return
         path = step_dir(self._workdir, step)
         manifest = read_manifest(path)
         manifest["metrics"] |= {name: float(value) for name, value in metrics.items()}
@@ -327,6 +336,9 @@ class Checkpointer:
         try:
             if self._writer is not None:
                 self._writer.wait_until_finished()
+            _wait_for_all(f"{temporary.name} written")
+            if not self._writes:
+                return
             manifest["files"] = _hash_and_sync(temporary)
             manifest["sha256"] = _manifest_hash(manifest)
             workdir_lib.write_text_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
@@ -353,6 +365,19 @@ class Checkpointer:
                 shutil.rmtree(doomed)
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be deleted: {_reason(error)}") from None
+
+
+def on_host(leaf: Any) -> np.ndarray:
+    """A leaf as a numpy array, gathered from the other processes where they hold parts of it."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(jax.device_get(leaf))
+
+
+def _wait_for_all(what: str) -> None:
+    """Returns when every process of the run is here; from a thread of each as well."""
+    if jax.process_count() > 1:
+        preload().multihost.get_barrier_sync_fn()(key=what, timeout_ms=BARRIER_MS)
 
 
 def _steps(workdir: str | os.PathLike) -> list[int]:

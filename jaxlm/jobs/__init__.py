@@ -14,6 +14,7 @@ JOBS = {
     "sample": "text from a run's model",
     "check_layouts": "a config's step on 8 devices, under every layout, against one device",
     "compare": "runs side by side, and the fields in which their configs differ",
+    "doctor": "what this machine offers, what is wrong, and what puts it right",
 }
 
 BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their own

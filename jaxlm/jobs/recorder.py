@@ -25,6 +25,7 @@ from jaxlm.decode.generate import make_generator
 from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
 from jaxlm.io.trackers import Trackers
+from jaxlm.jobs import processes
 from jaxlm.jobs.setup import (
     Data,
     decoding_model,
@@ -59,6 +60,7 @@ class Recorder:
         self,
         cfg: RunConfig,
         folder: pathlib.Path,
+        own: pathlib.Path,
         data: Data,
         model: LanguageModel,
         layout: Layout,
@@ -66,7 +68,9 @@ class Recorder:
         start: int,
         started: float,
     ):
-        self.cfg, self.folder, self.data, self.hypers = cfg, folder, data, hypers
+        self.cfg, self.folder, self.data, self.hypers = cfg, own, data, hypers
+        self._checkpoints = folder  # of all processes; `own` is where this one writes its logs
+        self._stop: signal.Signals | None = None
         self.started, self._layout = started, layout
         self.validation: dict[str, float] = {}
         self._num_skipped = num_skipped(folder)
@@ -89,7 +93,7 @@ class Recorder:
         self._timings = stack.enter_context(metric_log.MetricLog(self.folder / TIMINGS_FILE))
         self._samples = stack.enter_context(metric_log.MetricLog(self.folder / SAMPLES_FILE))
         self._checkpointer = stack.enter_context(
-            checkpoints.Checkpointer(self.folder, train.keep_last, train.keep_best)
+            checkpoints.Checkpointer(self._checkpoints, train.keep_last, train.keep_best)
         )
         self._progress = stack.enter_context(make_progress(train.num_steps, self._step))
         self._trackers = stack.enter_context(self._open_trackers())
@@ -101,10 +105,14 @@ class Recorder:
     def __exit__(self, *exc) -> None:
         self._exit.__exit__(*exc)
 
+    def note(self, line: str) -> None:
+        """Prints a line beside the progress shown."""
+        self._progress.note(line)
+
     @property
     def signal(self) -> signal.Signals | None:
-        """The one that asked the run to end, if one did."""
-        return self._stop_request()
+        """The one that asked the run to end, if one did; known from the end of a call on."""
+        return self._stop
 
     @staticmethod
     def cut_back(path: pathlib.Path, step: int) -> None:
@@ -125,7 +133,11 @@ class Recorder:
         self._progress.update(
             step, loss=metrics["loss"][-1], tokens_per_s=tokens / seconds, val_loss=val_loss
         )
-        return self.signal is not None
+        # One of several processes may have been asked alone: all end at the same step.
+        self._stop = (
+            signal.Signals(n) if (n := processes.largest(self._stop_request() or 0)) else None
+        )
+        return self._stop is not None
 
     def finish_edge(self, step: int, state: TrainState) -> float | None:
         """Validation and samples of `step`, where they are due; returns the validation loss."""
@@ -147,7 +159,7 @@ class Recorder:
             "corpus": self.data.corpus.fingerprint,
         }
         if state.frozen:
-            self._frozen = self._frozen or frozen.save(self.folder, state.frozen)
+            self._frozen = self._frozen or frozen.save(self._checkpoints, state.frozen)
             extra["frozen"] = self._frozen
         self._checkpointer.save(self._step, state.replace(frozen={}), extra=extra)
         self._saved_step = self._step
@@ -186,7 +198,7 @@ class Recorder:
         return summary
 
     def _open_trackers(self) -> Trackers:
-        names, history = self.cfg.train.trackers, []
+        names, history = self.cfg.train.trackers if processes.is_writer() else (), []
         if names:
             for name in (METRICS_FILE, SAMPLES_FILE):
                 history += metric_log.read(self.folder / name)
@@ -297,7 +309,7 @@ def _order(record: dict[str, Any]) -> tuple[int, int]:
 
 def _peak_memory() -> int:
     """Bytes: of the device's memory where it counts them, else of this process."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024

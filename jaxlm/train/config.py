@@ -36,6 +36,7 @@ class TrainConfig:
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
     init_from: str | None = None  # the workdir of a run whose newest weights to start from
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # each an extra of that name
+    profile_steps: str | None = None  # trace the steps after the first of 10:20, to the second
 
     def __post_init__(self):
         positive = ("num_steps", "steps_per_call", "num_microbatches", "log_every", "eval_every")
@@ -65,6 +66,24 @@ class TrainConfig:
                 raise ValueError(
                     f"{name}={value} must be a multiple of steps_per_call={self.steps_per_call}"
                 )
+        profiled_steps(self)
+
+
+def profiled_steps(cfg: TrainConfig) -> tuple[int, int] | None:
+    """(first, last): the steps first + 1 to last are traced.
+
+    Raises:
+      ValueError: profile_steps is no such pair.
+    """
+    if cfg.profile_steps is None:
+        return None
+    steps, per_call = f"profile_steps={cfg.profile_steps}", cfg.steps_per_call
+    first, colon, last = cfg.profile_steps.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise ValueError(f"{steps} must be two steps, the later one behind a colon, such as 10:20")
+    if int(first) % per_call or int(last) % per_call:
+        raise ValueError(f"{steps}: both must be multiples of steps_per_call={per_call}")
+    return int(first), int(last)
 
 
 # What may change when a run is resumed: none of it alters a step that is already done.
@@ -84,6 +103,7 @@ FREE_ON_RESUME = frozenset(f"mesh.{f.name}" for f in dataclasses.fields(MeshConf
         "sample_tokens",
         "sample_temperatures",
         "trackers",
+        "profile_steps",
     )
 )
 

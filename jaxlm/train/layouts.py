@@ -7,7 +7,7 @@ split, the tables say; the model and the step know nothing of it.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -48,7 +48,7 @@ class MeshConfig:
     """Devices as a grid, and what is split over it. The same run on any grid, up to rounding.
 
     data: parts of the batch. None: the devices that are there, as many as the batch can be split
-      among; one on a CPU, whose devices share its cores.
+      among; one in a process on a CPU, whose devices share its cores.
     fsdp: parts of the batch again, and of each weight along the model's width.
     tensor: parts of the heads, of the feed-forward's width and of the vocabulary.
     layout: dp repeats the weights everywhere; zero1 too, and splits the optimizer's state over data
@@ -101,6 +101,24 @@ class Layout(NamedTuple):
         """Of what the steps of one call read, [steps, B, S]."""
         return sharding_of(("steps", "batch"), self.mesh, ACTIVATIONS)
 
+    def local_rows(self, batch_size: int) -> slice:
+        """Which rows of a batch the devices of this process read."""
+        where = sharding_of(("batch",), self.mesh, ACTIVATIONS)
+        indices = where.addressable_devices_indices_map((batch_size,)).values()
+        parts = {index[0].indices(batch_size)[:2] for index in indices}
+        return slice(min(start for start, _ in parts), max(stop for _, stop in parts))
+
+    def place(self, batches: Any, batch_size: int) -> Any:
+        """The rows that this process made, [steps, rows, S], as a part of [steps, B, S]."""
+        if jax.process_count() == 1:
+            return batches
+
+        def part_of_all(x):
+            shape = (len(x), batch_size, *x.shape[2:])
+            return jax.make_array_from_process_local_data(self.batches, x, shape)
+
+        return jax.tree.map(part_of_all, batches)
+
     def weights(self, specs: dict) -> Params:
         """The shapes and shardings of weights."""
         return abstract_params(specs, self.mesh, self.tables.weights)
@@ -152,7 +170,8 @@ def make_layout(
     devices = list(jax.devices() if devices is None else devices)
     data = cfg.data
     if data is None:
-        most = 1 if devices[0].platform == "cpu" else len(devices) // (cfg.fsdp * cfg.tensor)
+        alone = devices[0].platform == "cpu" and jax.process_count() == 1
+        most = 1 if alone else len(devices) // (cfg.fsdp * cfg.tensor)
         data = max((d for d in range(1, most + 1) if num_rows % (d * cfg.fsdp) == 0), default=1)
     sizes = (data, cfg.fsdp, cfg.tensor)
     if math.prod(sizes) > len(devices):
@@ -162,6 +181,11 @@ def make_layout(
         raise ConfigError(
             f"{given}: {math.prod(sizes)} devices are needed, there are {len(devices)} "
             f"({devices[0].platform})"
+        )
+    if len({device.process_index for device in devices[: math.prod(sizes)]}) < jax.process_count():
+        raise ConfigError(
+            f"{FLAG}mesh.data={data}: {math.prod(sizes)} of {len(devices)} devices would be used, "
+            f"and some of the {jax.process_count()} processes have none of them"
         )
     mesh = Mesh(np.array(devices[: math.prod(sizes)]).reshape(sizes), MESH_AXES)
     tables = Tables(

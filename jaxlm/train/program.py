@@ -178,7 +178,9 @@ def place_program(
         steps = jit_steps(program.step, Shardings(where, layout.batches, layout.whole))
 
     def arrange(batches):
-        return split_rows(batches, len(devices)) if pmap else batches
+        if pmap:
+            return split_rows(batches, len(devices))
+        return layout.place(batches, cfg.data.batch_size)
 
     return PlacedProgram(
         specs=program.specs,
