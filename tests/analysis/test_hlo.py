@@ -65,9 +65,8 @@ TPU_PROGRAM = textwrap.dedent("""\
     }
 
     %body.4 (p: (u32[], bf16[4])) -> (u32[], bf16[4]) {
-      %collective-permute-start.1 = (bf16[4]{0:T(512)}, bf16[4]{0:T(512)}) \
-    collective-permute-start(%x), channel_id=3
-      %done = bf16[4]{0:T(512)} collective-permute-done(%collective-permute-start.1)
+      %s.1 = (bf16[4]{0:T(512)}, bf16[4]{0:T(512)}) collective-permute-start(%x), channel_id=3
+      %done = bf16[4]{0:T(512)} collective-permute-done(%s.1)
     }
 
     %first (w: bf16[2]) -> bf16[32] {
