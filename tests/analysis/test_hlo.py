@@ -65,6 +65,7 @@ TPU_PROGRAM = textwrap.dedent("""\
     }
 
     %body.4 (p: (u32[], bf16[4])) -> (u32[], bf16[4]) {
+      %x = bf16[4]{0:T(512)} get-tuple-element(%p), index=1
       %s.1 = (bf16[4]{0:T(512)}, bf16[4]{0:T(512)}) collective-permute-start(%x), channel_id=3
       %done = bf16[4]{0:T(512)} collective-permute-done(%s.1)
     }
