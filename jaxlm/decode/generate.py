@@ -16,6 +16,7 @@ from jaxlm.models.api import LanguageModel
 
 UNUSED = -1  # fills the places behind a row's last token; no token has this id
 SMALLEST_BUCKET = 16
+MODEL_FUNCTIONS = ("init_cache", "decoding_params", "extend")  # what decoding needs of a model
 
 
 class Generated(NamedTuple):
@@ -68,7 +69,7 @@ def step(
     return tokens, DecodeState(tokens, cache)
 
 
-@functools.partial(jax.jit, static_argnames=("init_cache", "extend", "cache_length"))
+@functools.partial(jax.jit, static_argnames=(*MODEL_FUNCTIONS, "cache_length"))
 def _generate(
     params,
     prompts,
@@ -79,11 +80,12 @@ def _generate(
     stop_ids,
     *,
     init_cache,
+    decoding_params,
     extend,
     cache_length,
 ):
     """`Generated`, its tokens padded to i32[B, cache_length]; only the keywords are static."""
-    B = len(prompts)
+    B, params = len(prompts), decoding_params(params)
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(B))
 
     def unfinished(loop):
@@ -156,8 +158,7 @@ def generate(
         np.int32(num_tokens),
         sampling,
         stops,
-        init_cache=model.init_cache,
-        extend=model.extend,
+        **{name: getattr(model, name) for name in MODEL_FUNCTIONS},
         cache_length=_bucket(lengths.max() + num_tokens - 1),
     )
     return Generated(np.asarray(tokens)[:, :num_tokens], np.asarray(counts))

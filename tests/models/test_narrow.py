@@ -1,0 +1,87 @@
+"""Decoding with bfloat16 matrices: near the model in float32, and as exact as it says."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiling import quick_jit
+
+from jaxlm.core import trees
+from jaxlm.decode.generate import generate
+from jaxlm.models import narrow, transformer
+from jaxlm.models.transformer import TransformerConfig
+
+TOKENS = np.random.default_rng(0).integers(13, size=(2, 8)).astype(np.int32)
+BASE = TransformerConfig(
+    vocab_size=13, context_length=12, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2
+)
+CONFIGS = {
+    "llama": BASE,
+    "gpt2": dataclasses.replace(
+        BASE, positions="learned", norm="layer", bias=True, activation="gelu", tied_head=True
+    ),
+    "gemma": dataclasses.replace(
+        BASE, qk_norm=True, head_bias=True, attention_softcap=1.0, logit_softcap=2.0
+    ),
+}
+
+
+@functools.cache
+def decoded(cfg, build, num_rows):
+    """(params) -> logits after each token of `num_rows` rows, the first four read at once."""
+    model = build(cfg)
+
+    def run(params):
+        params, tokens = model.decoding_params(params), TOKENS[:num_rows]
+        first, cache = model.extend(params, tokens[:, :4], model.init_cache(num_rows, 12))
+
+        def step(cache, token):
+            logits, cache = model.extend(params, token[:, None], cache)
+            return cache, logits[:, 0]
+
+        _, rest = jax.lax.scan(step, cache, tokens[:, 4:].T)
+        return jnp.concatenate([first, jnp.swapaxes(rest, 0, 1)], axis=1)
+
+    return quick_jit(run)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2])
+@pytest.mark.parametrize("style", CONFIGS)
+def test_logits_differ_by_the_rounding_of_products_and_no_more(style, num_rows, params_of):
+    cfg = CONFIGS[style]
+    logits = decoded(cfg, narrow.build, num_rows)(params_of(cfg))
+    exact = decoded(cfg, transformer.build, num_rows)(params_of(cfg))
+    assert logits.dtype == jnp.float32
+    # bfloat16 has 8 bits; seven products on the way through a layer, and the head
+    difference = np.abs(logits - exact).max() / np.abs(exact).max()
+    assert 1e-4 < difference < 0.03
+
+
+@pytest.mark.parametrize("style", CONFIGS)
+def test_rounded_once_or_in_each_call_is_the_same(style, params_of):
+    cfg = CONFIGS[style]
+    model, params = narrow.build(cfg), params_of(cfg)
+    once = model.decoding_params(params)
+    assert model.decoding_params(once) is once
+    run = functools.partial(
+        generate, model, prompts=[[3, 1, 4], [5]], key=jax.random.key(0), num_tokens=4
+    )
+    np.testing.assert_array_equal(run(params=once).tokens, run(params=params).tokens)
+
+
+def test_matrices_are_rounded_and_nothing_else(params_of):
+    cfg = CONFIGS["gemma"]
+    params = narrow.decoding_params(params_of(cfg), cfg)
+    specs = transformer.param_specs(cfg)
+    for layer in params["blocks"]:
+        for name, w in layer.items():
+            matrix = specs["blocks"][name].kind == "matrix"
+            assert w.dtype == (jnp.bfloat16 if matrix else jnp.float32), name
+    rest = {name: w for name, w in params.items() if name != "blocks"}
+    assert params["head"].dtype == jnp.bfloat16
+    assert {w.dtype for name, w in trees.flatten(rest).items() if name != "head"} == {
+        jnp.dtype("float32")
+    }
