@@ -16,7 +16,6 @@ from jaxlm.models.api import LanguageModel
 
 UNUSED = -1  # fills the places behind a row's last token; no token has this id
 SMALLEST_BUCKET = 16
-MODEL_FUNCTIONS = ("init_cache", "decoding_params", "extend")  # what decoding needs of a model
 
 
 class Generated(NamedTuple):
@@ -69,7 +68,7 @@ def step(
     return tokens, DecodeState(tokens, cache)
 
 
-@functools.partial(jax.jit, static_argnames=(*MODEL_FUNCTIONS, "cache_length"))
+@functools.partial(jax.jit, static_argnames=("init_cache", "extend", "cache_length"))
 def _generate(
     params,
     prompts,
@@ -80,12 +79,11 @@ def _generate(
     stop_ids,
     *,
     init_cache,
-    decoding_params,
     extend,
     cache_length,
 ):
     """`Generated`, its tokens padded to i32[B, cache_length]; only the keywords are static."""
-    B, params = len(prompts), decoding_params(params)
+    B = len(prompts)
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(B))
 
     def unfinished(loop):
@@ -130,6 +128,7 @@ def generate(
 
     Args:
       model: its cache has a `length` i32[B] that may be lowered, as KVCache.
+      params: of the model; for a large one `jax.jit(model.decoding_params)(params)` is faster.
       prompts: B sequences of ids, lengths may differ, none empty.
       key: of jax.random, consumed; row b draws with fold_in(key, b).
       temperature, top_k, top_p, min_p: see `SamplingConfig`; temperature 0 is greedy.
@@ -158,7 +157,8 @@ def generate(
         np.int32(num_tokens),
         sampling,
         stops,
-        **{name: getattr(model, name) for name in MODEL_FUNCTIONS},
+        init_cache=model.init_cache,
+        extend=model.extend,
         cache_length=_bucket(lengths.max() + num_tokens - 1),
     )
     return Generated(np.asarray(tokens)[:, :num_tokens], np.asarray(counts))

@@ -16,7 +16,7 @@ class LanguageModel(NamedTuple):
     init_cache: (batch_size, length) -> cache for up to `length` tokens a row.
     extend: (params, tokens i32[B, S], cache) -> (logits f32[B, S, V], cache), the S tokens
       appended to what the cache holds.
-    decoding_params: (params) -> params in the form that `extend` reads fastest; it takes both.
+    decoding_params: (params) -> the form of them that `extend` reads fastest.
     """
 
     specs: dict[str, Any]

@@ -17,22 +17,17 @@ from jaxlm.models.transformer import TransformerConfig
 def build(cfg: TransformerConfig) -> LanguageModel:
     """`transformer.build(cfg)` whose `extend` rounds weights, and what they multiply, to bfloat16.
 
-    For many calls give it `jax.jit(model.decoding_params)(params)` in place of params: else each
-    call rounds them again.
+    Its `extend`, and so `generate`, take `jax.jit(model.decoding_params)(params)` in place of
+    params, and raise ValueError otherwise.
     """
-    extend = functools.partial(transformer.extend, linear=linear, unembed=_unembed)
     return transformer.build(cfg)._replace(
         decoding_params=functools.partial(decoding_params, cfg=cfg),
-        extend=lambda params, tokens, cache: extend(
-            decoding_params(params, cfg), tokens, cache, cfg
-        ),
+        extend=functools.partial(_extend, cfg=cfg),
     )
 
 
 def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
     """`transformer.decoding_params`, each matrix as `narrow` has it, and a `head` bf16[V, D]."""
-    if isinstance(params["blocks"], tuple):
-        return params
     specs = transformer.param_specs(cfg)["blocks"]
     matrices = [name for name, spec in specs.items() if spec.kind == "matrix"]
     params = transformer.decoding_params(params, cfg)
@@ -43,6 +38,12 @@ def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
     rest = {name: w for name, w in params.items() if name != "unembed"}
     head = params["embed"].astype(jnp.bfloat16) if cfg.tied_head else narrow(params["unembed"])
     return {**rest, "blocks": tuple(layers), "head": head}
+
+
+def _extend(params, tokens, cache, cfg):
+    if "head" not in params:
+        raise ValueError("narrow decoding: give it decoding_params(params) in place of params")
+    return transformer.extend(params, tokens, cache, cfg, linear=linear, unembed=_unembed)
 
 
 def _unembed(params: Params, x: Array, cfg: TransformerConfig) -> Array:

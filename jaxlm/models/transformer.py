@@ -377,13 +377,11 @@ def init_cache(cfg: TransformerConfig, batch_size: int, length: int) -> KVCache:
 
 
 def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
-    """The weights as `extend` reads them: in cfg.dtype, `blocks` a tuple with one dict a layer.
+    """The weights as `extend` reads them fastest: in cfg.dtype, `blocks` one dict a layer.
 
-    From stacked weights each layer's would be copied out again for every token. Weights that are
-    in this form already stay as they are.
+    From stacked weights each layer's are copied out again for every token; these are read where
+    they are, by a program that repeats the block for each layer and so takes longer to compile.
     """
-    if isinstance(params["blocks"], tuple):
-        return params
     params = _in_compute_dtype(params, cfg)
     layers = [{name: w[i] for name, w in params["blocks"].items()} for i in range(cfg.num_layers)]
     return {**params, "blocks": tuple(layers)}
@@ -404,33 +402,43 @@ def extend(
     its end would move back over older entries.
 
     Args:
-      params: of the model, or once for many calls `decoding_params` of them.
+      params: of the model, or `decoding_params` of them.
       linear, unembed: as those of this model, for weights that are kept otherwise.
     Returns:
       logits f32[B, S, V] after each of the tokens, and the cache with S more tokens a row.
     """
     if not cfg.causal:
         raise ValueError("causal=false: an encoder reads ahead, so it has no cached decoding")
-    params = decoding_params(params, cfg)
+    apart = isinstance(params["blocks"], tuple)
+    params = params if apart else _in_compute_dtype(params, cfg)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])
     angles = _angles(positions, cfg)
     write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0)))
 
-    def attend_cached(q, *new, old):
-        # Entries behind a row's length have later positions: the causal mask drops them.
-        kinds = {"window": cfg.window, "softcap": cfg.attention_softcap}
-        kv = [write(o, jnp.swapaxes(n, 1, 2), cache.length) for o, n in zip(old, new, strict=True)]
-        k, v = (jnp.swapaxes(each, 1, 2) for each in kv)
-        return plain_attend(q, k, v, causal=True, q_positions=positions, **kinds), kv
+    def run_block(x, w, kv):
+        def cached(q, k, v):
+            new = (jnp.swapaxes(each, 1, 2) for each in (k, v))
+            held = [write(*each, cache.length) for each in zip(kv, new, strict=True)]
+            k, v = (jnp.swapaxes(each, 1, 2) for each in held)
+            # Entries behind a row's length have later positions: the causal mask drops them.
+            kinds = {"window": cfg.window, "softcap": cfg.attention_softcap}
+            return plain_attend(q, k, v, causal=True, q_positions=positions, **kinds), held
 
-    x, held = _embed(params, tokens, positions, cfg), []
-    for w, *old in zip(params["blocks"], cache.k, cache.v, strict=True):
-        attend = functools.partial(attend_cached, old=old)
-        x, kv = block(x, w, cfg, angles=angles, attend=attend, linear=linear)
-        held.append(kv)
+        return block(x, w, cfg, angles=angles, attend=cached, linear=linear)
+
+    x = _embed(params, tokens, positions, cfg)
+    if apart:
+        held = []
+        for w, *kv in zip(params["blocks"], cache.k, cache.v, strict=True):
+            x, kv = run_block(x, w, kv)
+            held.append(kv)
+        k, v = zip(*held, strict=True)
+    else:
+        stacked = (jnp.stack(cache.k), jnp.stack(cache.v))
+        x, held = _scan_blocks(x, params, cfg, run_block, stacked)
+        k, v = map(tuple, held)
     if cfg.norm_placement == "pre":
         x = _norm(x, params, "final_norm", cfg)
-    k, v = zip(*held, strict=True)
     return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + tokens.shape[1])
 
 

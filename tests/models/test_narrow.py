@@ -60,16 +60,17 @@ def test_logits_differ_by_the_rounding_of_products_and_no_more(style, num_rows, 
     assert 1e-4 < difference < 0.03
 
 
-@pytest.mark.parametrize("style", CONFIGS)
-def test_rounded_once_or_in_each_call_is_the_same(style, params_of):
-    cfg = CONFIGS[style]
-    model, params = narrow.build(cfg), params_of(cfg)
-    once = model.decoding_params(params)
-    assert model.decoding_params(once) is once
-    run = functools.partial(
-        generate, model, prompts=[[3, 1, 4], [5]], key=jax.random.key(0), num_tokens=4
-    )
-    np.testing.assert_array_equal(run(params=once).tokens, run(params=params).tokens)
+def test_generation_is_the_argmax_of_its_own_logits(params_of):
+    model = narrow.build(BASE)
+    ready = model.decoding_params(params_of(BASE))
+    prompt = TOKENS[:1, :4]
+    run = functools.partial(generate, model, prompts=prompt, key=jax.random.key(0), num_tokens=3)
+    [tokens] = run(params=ready, temperature=0.0).tokens
+    whole = np.concatenate([prompt, tokens[None]], axis=1)
+    logits, _ = quick_jit(model.extend)(ready, whole, model.init_cache(1, 12))
+    np.testing.assert_array_equal(tokens, np.argmax(logits[0, 3:-1], axis=-1))
+    with pytest.raises(ValueError, match="decoding_params"):
+        run(params=params_of(BASE))
 
 
 def test_matrices_are_rounded_and_nothing_else(params_of):

@@ -180,13 +180,13 @@ def test_rows_of_a_cache_may_hold_different_lengths(forward_of, extend_of, param
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_made_ready_for_decoding_give_the_same_bits(dtype, extend_of, params_of):
+def test_weights_made_ready_for_decoding_give_the_same_logits(dtype, extend_of, params_of):
     cfg = vary(dtype=dtype)
     params, cache = params_of(cfg), transformer.init_cache(cfg, 2, 12)
     ready = transformer.decoding_params(params, cfg)
-    assert transformer.decoding_params(ready, cfg) is ready
-    logits, _ = extend_of(cfg)(params, TOKENS, cache)
-    np.testing.assert_array_equal(extend_of(cfg)(ready, TOKENS, cache)[0], logits)
+    logits, _ = in_chunks(extend_of(cfg), params, TOKENS, cache, (4, 1, 5))
+    again, _ = in_chunks(extend_of(cfg), ready, TOKENS, cache, (4, 1, 5))
+    np.testing.assert_allclose(again, logits, atol=1e-6)
 
 
 def test_an_encoder_has_no_cached_decoding(params_of):
