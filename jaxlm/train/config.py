@@ -10,6 +10,7 @@ from jaxlm.models.transformer import TransformerConfig
 from jaxlm.objectives.next_token import LossConfig
 from jaxlm.optim.config import OptimConfig
 from jaxlm.tokenizers.config import TokenizerConfig
+from jaxlm.train.layouts import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class TrainConfig:
     num_steps: int = 1000
     steps_per_call: int = 10  # steps inside one compiled call; the other counts are multiples of it
     num_microbatches: int = 1  # parts that a batch is cut into, to save memory
+    parallel: Literal["jit", "pmap"] = "jit"  # how a step runs on several devices
     attention: backends.Name = "auto"
     vocab_chunk: int | None = None  # ids whose logits are held at once; none: all
     log_every: int = 10
@@ -85,9 +87,10 @@ def profiled_steps(cfg: TrainConfig) -> tuple[int, int] | None:
 
 
 # What may change when a run is resumed: none of it alters a step that is already done.
-FREE_ON_RESUME = frozenset(
+FREE_ON_RESUME = frozenset(f"mesh.{f.name}" for f in dataclasses.fields(MeshConfig)) | frozenset(
     f"train.{name}"
     for name in (
+        "parallel",
         "num_steps",
         "log_every",
         "eval_every",
@@ -116,6 +119,7 @@ class RunConfig:
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
     seed: int = 0
 
     def __post_init__(self):
@@ -125,6 +129,12 @@ class RunConfig:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} must be a multiple of "
                 f"train.num_microbatches={self.train.num_microbatches}"
+            )
+        splits = self.mesh.fsdp * self.mesh.tensor > 1 or self.mesh.layout == "zero1"
+        if self.train.parallel == "pmap" and splits:
+            raise ValueError(
+                "train.parallel=pmap splits nothing but the batch, over mesh.data: leave the rest "
+                "of mesh as it is, or set train.parallel=jit"
             )
         if not self.model.causal:
             raise ValueError("model.causal=false: next-token training needs a causal model")
