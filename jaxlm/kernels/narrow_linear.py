@@ -1,7 +1,7 @@
 """The product with a weight kept in bfloat16, half the bytes to read, summed in float32.
 
-The signature of `jaxlm.nn.linear.linear`, whose oracle it is; but the weight's outputs come first,
-and its product with x is the only thing that is offered: it has no gradient worth having.
+The signature of `jaxlm.nn.linear.linear`, but that the weight's outputs come first. For decoding,
+where no gradient is taken.
 """
 
 import math
