@@ -11,6 +11,7 @@ JOBS = {
     "train": "train a model on text, or go on with a run",
     "evaluate": "the validation loss of a run, from its checkpoint",
     "sample": "text from a run's model",
+    "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
     "compare": "runs side by side, and the fields in which their configs differ",
 }
 
