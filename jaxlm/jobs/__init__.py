@@ -12,6 +12,7 @@ JOBS = {
     "evaluate": "the validation loss of a run, from its checkpoint",
     "sample": "text from a run's model",
     "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
+    "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",
     "compare": "runs side by side, and the fields in which their configs differ",
 }
 

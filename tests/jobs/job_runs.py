@@ -70,13 +70,13 @@ class Launcher:
 
     def __init__(self, cache_home: pathlib.Path):
         self.cwd = cache_home
-        self._env = {
+        self.env = {
             **os.environ,
             "XDG_CACHE_HOME": str(cache_home),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILES}",
         }
-        self._env.pop("JAX_COMPILATION_CACHE_DIR", None)
+        self.env.pop("JAX_COMPILATION_CACHE_DIR", None)
         self._worker: subprocess.Popen | None = None
 
     def __call__(self, *args: object, crash: tuple[str, int, bool] | None = None) -> Outcome:
@@ -115,7 +115,7 @@ class Launcher:
         return subprocess.Popen(
             [sys.executable, *map(str, args)],
             cwd=self.cwd,
-            env=self._env,
+            env=self.env,
             text=True,
             stdout=subprocess.PIPE,
             **pipes,
