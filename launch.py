@@ -34,9 +34,15 @@ _FLAGS = [
     flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
     flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
-    flags.DEFINE_string("checkpoint", "newest", "evaluate, sample: newest or best."),
+    flags.DEFINE_string("checkpoint", "newest", "evaluate, sample, inspect: newest or best."),
+    flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
-    flags.DEFINE_string("output", "text", "compare, evaluate: text or json."),
+    flags.DEFINE_string(
+        "coordinator", None, "train in several processes: HOST:PORT of process 0, or auto."
+    ),
+    flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1),
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0),
+    flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
     flags.DEFINE_integer(
         "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20
@@ -96,6 +102,8 @@ def main(overrides: dict[str, str]) -> int:
     for name in ("config", "workdir", "experiment", "sweep"):
         if args[name].value == "":
             raise ConfigError(f"--{name}=: expected a value; leave the flag out for the default")
+    if args.coordinator is not None and job_of(args) != "train":
+        raise ConfigError(f"--coordinator={args.coordinator}: only --job=train has processes")
     default = str(ROOT / "configs" / "plays.py")
     launch = jobs.Launch(args.config, overrides, args.workdir, default, args)
     return jobs.run(job_of(args), launch)

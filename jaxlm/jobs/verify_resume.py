@@ -31,9 +31,10 @@ from jaxlm.train.config import RunConfig
 STEPS_PER_CALL = (1, 8)
 SAVE_EVERY = 16
 CHILD = """
-import sys
+import sys, types
 from jaxlm import jobs
-sys.exit(jobs.run("train", jobs.Launch(sys.argv[1], {}, sys.argv[2], sys.argv[1], None)))
+alone = types.SimpleNamespace(coordinator=None, num_processes=None, process_id=None)
+sys.exit(jobs.run("train", jobs.Launch(sys.argv[1], {}, sys.argv[2], sys.argv[1], alone)))
 """
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 PROMISES = {

@@ -261,10 +261,10 @@ def _in_compute_dtype(params: Params, cfg: TransformerConfig) -> Params:
     )
 
 
-def _embed(params, tokens, positions, cfg):
-    x = params["embed"][tokens]
+def _embed(params, tokens, positions, cfg, constrain=_identity):
+    x = constrain(params["embed"], ("vocab", "embed_act"))[tokens]
     if cfg.positions == "learned":
-        x = x + params["positions"][positions]
+        x = x + constrain(params["positions"], ("positions", "embed_act"))[positions]
     if cfg.positions == "sinusoidal":
         x = x + sinusoidal(positions, cfg.d_model)
     return x.astype(cfg.dtype)
@@ -341,7 +341,8 @@ def hidden(
         x = x if probe is None else x + probe
         return block(x, w, cfg, key=key, dropout=rate, **options)
 
-    x = drop(_embed(params, tokens, positions, cfg), rate, None if key is None else keys[-1])
+    x = _embed(params, tokens, positions, cfg, constrain)
+    x = drop(x, rate, None if key is None else keys[-1])
     x = constrain(x, ("batch", "seq", "embed_act"))
     per_layer = (None if key is None else keys[:-1], probes)
     x, _ = _scan_blocks(x, params, cfg, run_block, per_layer, unroll)
