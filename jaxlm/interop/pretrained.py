@@ -1,0 +1,93 @@
+"""A whole model from a Hugging Face folder or a GGUF file, and into a Hugging Face folder."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.core.arrays import Params
+from jaxlm.core.config import ConfigError
+from jaxlm.interop import gguf_files, safetensors_files, tensors
+from jaxlm.interop.architectures import architecture_of, config_from_json, config_to_json
+from jaxlm.interop.tensors import Stored
+from jaxlm.models.transformer import TransformerConfig, param_specs
+from jaxlm.tokenizers.saved import read_json
+
+CONFIG_FILE = "config.json"
+_HEAD = "lm_head.weight"
+
+
+class Weights(NamedTuple):
+    """A model as numbers. params: float32 numpy arrays, whatever the file's dtype."""
+
+    cfg: TransformerConfig
+    params: Params
+
+
+def load_weights(source: str | Path) -> Weights:
+    """The model of a Hugging Face folder, or of a GGUF file of the architecture llama.
+
+    Tensors are read one at a time, so the peak of memory is about that of the result.
+
+    Raises:
+      ConfigError: anything the block cannot represent exactly, and any file that is not what its
+        header says; one line that names the file and the tensor or field. Nothing is executed.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        return _load_gguf(source)
+    where, path = source / CONFIG_FILE, source
+    if not where.is_file():
+        raise ConfigError(f"{source}: holds no {CONFIG_FILE}; expected a Hugging Face folder")
+    values = read_json(where)
+    arch = architecture_of(values, str(where))
+    try:
+        cfg = config_from_json(values, str(where))
+    except (TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: malformed ({error})") from None
+    specs = param_specs(cfg)
+    found = safetensors_files.open_folder(path, arch.buffers)
+    if not any(name.startswith(arch.prefix) for name in found):  # of the model without its head
+        found = {name if name == _HEAD else arch.prefix + name: x for name, x in found.items()}
+    head = found.pop(_HEAD, None) if cfg.tied_head else None
+    tensors.check(found, arch.tensors, specs, str(source))
+    if head is not None:
+        _check_tied(head, found[arch.tensors["embed"].name], source)
+    return Weights(cfg, tensors.assemble(found, arch.tensors, specs))
+
+
+def save_weights(
+    folder: Path,
+    cfg: TransformerConfig,
+    params: Params,
+    shard_bytes: int = safetensors_files.SHARD_BYTES,
+) -> None:
+    """Writes config.json and the weights, float32, into an existing folder.
+
+    Raises:
+      ConfigError: no architecture of transformers computes this model.
+    """
+    arch, values = config_to_json(cfg)
+    interleaved = cfg.positions == "rope" and cfg.rope_layout == "interleaved"
+    stored = tensors.disassemble(params, arch.tensors, param_specs(cfg), interleaved=interleaved)
+    safetensors_files.write_folder(folder, stored, shard_bytes)
+    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_gguf(path: Path) -> Weights:
+    file = gguf_files.open_gguf(path)
+    cfg = gguf_files.config_from_gguf(file)
+    specs = param_specs(cfg)
+    tensors.check(file.tensors, gguf_files.TENSORS, specs, str(path))
+    return Weights(cfg, tensors.assemble(file.tensors, gguf_files.TENSORS, specs, interleaved=True))
+
+
+def _check_tied(head: Stored, embed: Stored, source: Path) -> None:
+    if head.shape != embed.shape or not np.array_equal(head.read(), embed.read()):
+        raise ConfigError(
+            f"{source}: tie_word_embeddings is true, but {_HEAD} is not the embedding; which of "
+            "them is meant? Remove it, or set tie_word_embeddings to false"
+        )
