@@ -97,13 +97,17 @@ _CUTS = {
 }
 
 
-def safe_cut(pattern: str) -> SafeCut:
-    """The last place in a text that is a border of pre-tokens whatever follows."""
+def safe_cut(pattern: str, nfc: bool = False) -> SafeCut:
+    """The last place in a text that is a border of pre-tokens whatever follows.
+
+    nfc: whether the text is brought to that form before it is cut into pre-tokens. Only places
+    before ASCII are safe then, for no ASCII character joins what stands before it.
+    """
     is_cut = _CUTS[pattern]
 
     def cut(text: str, start: int, limit: int) -> int:
         for q in range(min(limit, len(text) - 1), start, -1):
-            if is_cut(text[q - 1], text[q]):
+            if is_cut(text[q - 1], text[q]) and not (nfc and text[q] > "\x7f"):
                 return q
         return start
 
