@@ -6,6 +6,8 @@
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
   python launch.py --config=runs/a/config.json --workdir=runs/b   repeat run a
+  python launch.py --job=import --source=MODEL --workdir=runs/a   a Hugging Face folder or a GGUF
+  python launch.py --job=export --workdir=runs/a --target=FOLDER  a Hugging Face folder
   python launch.py --experiment=copy_task                 a study: question, claims, figures
   python launch.py --sweep=configs/sweeps/lr_by_seed.py   many runs, one program a structure
 
@@ -32,9 +34,12 @@ _FLAGS = [
     flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
     flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
-    flags.DEFINE_string("checkpoint", "newest", "evaluate, sample: newest or best."),
+    flags.DEFINE_string("checkpoint", "newest", "evaluate, export, sample: newest or best."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
     flags.DEFINE_string("output", "text", "compare, evaluate: text or json."),
+    flags.DEFINE_string("source", None, "import: a Hugging Face folder or a GGUF file."),
+    flags.DEFINE_string("target", None, "export: the folder to make."),
+    flags.DEFINE_string("format", "safetensors", "export: safetensors."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
     flags.DEFINE_integer(
         "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20

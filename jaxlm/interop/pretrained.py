@@ -2,16 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
-from jaxlm.interop import gguf_files, safetensors_files, tensors
+from jaxlm.interop import gguf_files, safetensors_files, tensors, tokenizer_files
 from jaxlm.interop.architectures import architecture_of, config_from_json, config_to_json
 from jaxlm.interop.tensors import Stored
 from jaxlm.models.transformer import TransformerConfig, param_specs
+from jaxlm.tokenizers import Tokenizer
 from jaxlm.tokenizers.saved import read_json
 
 CONFIG_FILE = "config.json"
@@ -23,6 +24,54 @@ class Weights(NamedTuple):
 
     cfg: TransformerConfig
     params: Params
+
+
+def is_pretrained(path: str | Path) -> bool:
+    """Whether there is a file, or a folder of Hugging Face's form; what is in it is not checked."""
+    path = Path(path)
+    if path.is_dir() and (path / CONFIG_FILE).is_file():
+        try:
+            return "model_type" in read_json(path / CONFIG_FILE)
+        except ConfigError:
+            return False
+    return path.is_file()
+
+
+def load_config(source: str | Path) -> TransformerConfig:
+    """The model of a source without its weights; errors as `load_weights`."""
+    source = Path(source)
+    if not source.is_dir():
+        return gguf_files.config_from_gguf(gguf_files.open_gguf(source))
+    where = source / CONFIG_FILE
+    if not where.is_file():
+        raise ConfigError(f"{source}: holds no {CONFIG_FILE}; expected a Hugging Face folder")
+    values = read_json(where)
+    try:
+        return config_from_json(values, str(where))
+    except (TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: malformed ({error})") from None
+
+
+def load_tokenizer(source: str | Path, vocab_size: int) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer of a source whose weights have `vocab_size` rows, and how it is used.
+
+    Returns:
+      the tokenizer, and those of "chat_template", "bos_token", "eos_token", "pad_token" and
+      "unk_token" that the source states, as text.
+    Raises:
+      ConfigError: there is none, it does not match the weights, or ours would encode otherwise.
+    """
+    source = Path(source)
+    if source.is_dir():
+        return (
+            tokenizer_files.read_tokenizer_json(source, vocab_size),
+            tokenizer_files.usage_from_folder(source),
+        )
+    fields = gguf_files.open_gguf(source).fields
+    tokenizer = tokenizer_files.tokenizer_from_gguf(fields, vocab_size, str(source))
+    return tokenizer, tokenizer_files.usage_from_gguf(fields)
 
 
 def load_weights(source: str | Path) -> Weights:
@@ -37,19 +86,10 @@ def load_weights(source: str | Path) -> Weights:
     source = Path(source)
     if not source.is_dir():
         return _load_gguf(source)
-    where, path = source / CONFIG_FILE, source
-    if not where.is_file():
-        raise ConfigError(f"{source}: holds no {CONFIG_FILE}; expected a Hugging Face folder")
-    values = read_json(where)
-    arch = architecture_of(values, str(where))
-    try:
-        cfg = config_from_json(values, str(where))
-    except (TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{where}: malformed ({error})") from None
+    cfg = load_config(source)
+    arch = architecture_of(read_json(source / CONFIG_FILE), str(source))
     specs = param_specs(cfg)
-    found = safetensors_files.open_folder(path, arch.buffers)
+    found = safetensors_files.open_folder(source, arch.buffers)
     if not any(name.startswith(arch.prefix) for name in found):  # of the model without its head
         found = {name if name == _HEAD else arch.prefix + name: x for name, x in found.items()}
     head = found.pop(_HEAD, None) if cfg.tied_head else None

@@ -98,6 +98,7 @@ def write_file(path: Path, tensors: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     save_file(tensors, path, metadata={"format": "pt"})  # older versions of transformers ask for it
+    path.chmod(0o644)  # the library makes it the owner's alone
 
 
 def write_folder(

@@ -5,6 +5,7 @@ adds, such as a token at the beginning of a text, is left to the caller.
 """
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,29 @@ from jaxlm.core.config import ConfigError
 from jaxlm.tokenizers import Tokenizer, bpe_tokenizer
 from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bytes_to_readable, readable_to_bytes
 from jaxlm.tokenizers.pretokens import PATTERNS
-from jaxlm.tokenizers.saved import read_json
+from jaxlm.tokenizers.saved import read_json, read_text
 
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, USAGE_FILE = "tokenizer.json", "tokenizer_config.json"
+USAGE = ("chat_template", "bos_token", "eos_token", "pad_token", "unk_token")
 MOST_PADDING = 1024  # rows of an embedding beyond its ids: models round up to 64, 128 or 512
 
 _GGUF_PATTERNS = {"gpt-2": "gpt2", "smollm": "smollm", "qwen2": "qwen2", "llama-bpe": "llama3"}
 _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 
 
-def read_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, for a model with `vocab_size` rows.
+def read_tokenizer_json(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a folder's tokenizer.json, for a model with `vocab_size` rows.
 
     Raises:
-      ConfigError: not BPE over bytes, a pre-tokenizer, normaliser or added token that we do not
-        have, a vocabulary that its merges do not make, or more ids than rows.
+      ConfigError: no such file, not BPE over bytes, a pre-tokenizer, normaliser or added token that
+        we do not have, a vocabulary that its merges do not make, or more ids than rows.
     """
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder}: holds no {TOKENIZER_FILE}; write one with AutoTokenizer and "
+            "save_pretrained of transformers"
+        )
     document = read_json(path)
     try:
         return _from_document(document, vocab_size, str(path))
@@ -71,6 +79,38 @@ def tokenizer_from_gguf(fields: Mapping[str, Any], vocab_size: int, where: str) 
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{where}: malformed tokenizer ({error!r})") from None
+
+
+def usage_from_folder(folder: Path) -> dict[str, str]:
+    """The chat template and the names of special tokens in a folder, as far as it states them."""
+    path, template = folder / USAGE_FILE, folder / "chat_template.jinja"
+    found = read_json(path) if path.is_file() else {}
+    if template.is_file():
+        found["chat_template"] = read_text(template)
+    # A token is its text, or in older files a dict that holds it.
+    found = {key: v.get("content") if isinstance(v, dict) else v for key, v in found.items()}
+    return {key: found[key] for key in USAGE if isinstance(found.get(key), str)}
+
+
+def usage_from_gguf(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The same from the metadata of a GGUF file."""
+    tokens, usage = fields["tokenizer.ggml.tokens"], {}
+    for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+        id = fields.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(id, int) and 0 <= id < len(tokens):
+            usage[f"{key}_token"] = tokens[id]
+    if isinstance(template := fields.get("tokenizer.chat_template"), str):
+        usage["chat_template"] = template
+    return usage
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, usage: Mapping[str, str]) -> None:
+    """Writes what transformers needs to make the tokenizer; errors as `tokenizer_json`."""
+    document = tokenizer_json(tokenizer)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for name, content in ((TOKENIZER_FILE, document), (USAGE_FILE, settings | dict(usage))):
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -12,8 +12,11 @@ JOBS = {
     "evaluate": "the validation loss of a run, from its checkpoint",
     "sample": "text from a run's model",
     "compare": "runs side by side, and the fields in which their configs differ",
+    "import": "a run's folder from a Hugging Face folder or a GGUF file",
+    "export": "a Hugging Face folder from a run",
 }
 
+MODULES = {"import": "import_model"}  # where a job cannot be the name of its module
 BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their own
 
 
@@ -34,4 +37,4 @@ class Launch(NamedTuple):
 
 def run(name: str, launch: Launch) -> int:
     """Runs a job of `JOBS` or `BY_FLAG` by name; returns the exit code of the process."""
-    return importlib.import_module(f"jaxlm.jobs.{name}").main(launch) or 0
+    return importlib.import_module(f"jaxlm.jobs.{MODULES.get(name, name)}").main(launch) or 0

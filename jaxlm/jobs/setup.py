@@ -137,7 +137,7 @@ class TrainedRun(NamedTuple):
     """A run's folder, opened for reading.
 
     params: of the whole model, adapters merged. checkpoint: where they come from.
-    corpus: fingerprint of the text they were trained on.
+    corpus: fingerprint of the text they were trained on; None where they were imported.
     """
 
     cfg: RunConfig
@@ -146,7 +146,7 @@ class TrainedRun(NamedTuple):
     params: Any
     step: int
     checkpoint: pathlib.Path
-    corpus: str
+    corpus: str | None
 
 
 def require_workdir(launch: Launch, job: str) -> pathlib.Path:
@@ -210,9 +210,11 @@ def check_tokenizer(manifest: dict, tokenizer: Tokenizer, path: pathlib.Path) ->
         )
 
 
-def check_corpus(cfg: RunConfig, corpus: Corpus, trained_on: str, path: pathlib.Path) -> None:
-    """Raises ConfigError unless the text is the one that the checkpoint was trained on."""
-    if trained_on != corpus.fingerprint:
+def check_corpus(
+    cfg: RunConfig, corpus: Corpus, trained_on: str | None, path: pathlib.Path
+) -> None:
+    """Raises ConfigError where the checkpoint was trained here, on another text."""
+    if trained_on not in (None, corpus.fingerprint):
         raise ConfigError(
             f"{FLAG}data.path={cfg.data.path}: the text has changed since {path} was trained; "
             "put it back, or start a new run with --config.train.init_from"

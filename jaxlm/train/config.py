@@ -32,7 +32,7 @@ class TrainConfig:
     sample_tokens: int = 300  # 0: no samples
     sample_temperatures: tuple[float, ...] = (0.8,)
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
-    init_from: str | None = None  # the workdir of a run whose newest weights to start from
+    init_from: str | None = None  # weights to start from: a workdir, a Hugging Face folder, a GGUF
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # each an extra of that name
 
     def __post_init__(self):

@@ -123,7 +123,7 @@ def pairs(documents, tmp_path_factory):
     for name, document in documents.items():
         path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
         path.write_text(json.dumps(document), encoding="utf-8")
-        made[name] = read_tokenizer_json(path, V), tokenizers.Tokenizer.from_file(str(path))
+        made[name] = read_tokenizer_json(path.parent, V), tokenizers.Tokenizer.from_file(str(path))
     return made
 
 
@@ -181,7 +181,7 @@ def test_out_and_in_again_it_is_the_same(pattern, pairs, tmp_path):
     ours, theirs = pairs[pattern]
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(tokenizer_json(ours)), encoding="utf-8")
-    assert read_tokenizer_json(path, V).fingerprint == ours.fingerprint
+    assert read_tokenizer_json(path.parent, V).fingerprint == ours.fingerprint
     peer = tokenizers.Tokenizer.from_file(str(path))
     for text in VARIED:
         assert peer.encode(text).ids == their_ids(theirs, text)
@@ -224,7 +224,10 @@ def without_bytes(document, *missing):
 def test_a_byte_without_an_id_is_refused_in_text_and_others_are_not(documents, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(without_bytes(documents["gpt2"], 0x04, 0xC0)), encoding="utf-8")
-    ours, theirs = read_tokenizer_json(path, V - 2), tokenizers.Tokenizer.from_file(str(path))
+    ours, theirs = (
+        read_tokenizer_json(path.parent, V - 2),
+        tokenizers.Tokenizer.from_file(str(path)),
+    )
     assert ours.vocab_size == V - 2
     for text in VARIED:
         assert ours.encode(text, allow_special=True).tolist() == their_ids(theirs, text)
@@ -236,15 +239,16 @@ def test_a_byte_without_an_id_is_refused_in_text_and_others_are_not(documents, t
 def test_rows_beyond_the_ids_become_special_tokens_that_no_text_holds(documents, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(documents["gpt2"]), encoding="utf-8")
-    ours = read_tokenizer_json(path, V + 3)
+    ours = read_tokenizer_json(path.parent, V + 3)
     assert ours.vocab_size == V + 3
     assert list(ours.special_ids) == [*SPECIALS, *(f"<|unused_{V + i}|>" for i in range(3))]
     assert (
-        ours.encode(VARIED[1]).tolist() == read_tokenizer_json(path, V).encode(VARIED[1]).tolist()
+        ours.encode(VARIED[1]).tolist()
+        == read_tokenizer_json(path.parent, V).encode(VARIED[1]).tolist()
     )
     for rows in (V - 1, V + 2000):
         with pytest.raises(ConfigError, match=f"{V} ids and the weights {rows} rows"):
-            read_tokenizer_json(path, rows)
+            read_tokenizer_json(path.parent, rows)
 
 
 def replaced(document, path, value):
@@ -279,7 +283,7 @@ def test_what_cannot_be_encoded_alike_is_refused_by_name(path, value, message, d
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(replaced(documents["gpt2"], path, value)), encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
-        read_tokenizer_json(file, V)
+        read_tokenizer_json(tmp_path, V)
     assert message in str(refused.value) and str(file) in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -296,7 +300,7 @@ def test_a_token_that_its_merges_do_not_build_is_refused(tmp_path):
     theirs.save(str(tmp_path / "tokenizer.json"))
     assert theirs.encode("abc").tokens == ["ab", "c"]
     with pytest.raises(ConfigError, match=r"make 'ab c' of the token 'abc'.*tiktoken"):
-        read_tokenizer_json(tmp_path / "tokenizer.json", 259)
+        read_tokenizer_json(tmp_path, 259)
 
 
 def gguf_fields(document, pre):

@@ -1,0 +1,104 @@
+"""What a run starts from: the weights of another run, or of a model of another library."""
+
+import pathlib
+
+from jaxlm.core import config as config_lib
+from jaxlm.core import params as params_lib
+from jaxlm.core.config import FLAG, ConfigError
+from jaxlm.interop import pretrained
+from jaxlm.io import workdir
+from jaxlm.jobs.setup import TOKENIZER_FILE, TrainedRun, open_run
+from jaxlm.models import transformer
+from jaxlm.models.api import LanguageModel
+from jaxlm.models.transformer import TransformerConfig
+from jaxlm.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
+from jaxlm.train.config import RunConfig, TrainConfig
+
+SOURCE_FLAG = f"{FLAG}train.init_from"
+
+# Fields of a model that may differ from those of the base its adapters are added to: none of them
+# changes what the base computes, or it shows in the shapes of the weights.
+FREE_OF_BASE = (
+    *("context_length", "dropout", "dtype", "remat", "scan_unroll"),
+    *("init_scale", "output_init"),
+    *("num_kv_heads", "head_dim", "d_ff"),
+)
+
+
+def config_of_source(source: str) -> RunConfig | None:
+    """The config to begin with where `source` is named and no config is; None: there is nothing."""
+    if pretrained.is_pretrained(source):
+        model = pretrained.load_config(source)
+        tokenizer = TokenizerConfig(kind="bpe", vocab_size=model.vocab_size)
+        train = TrainConfig(init_from=source)
+        return RunConfig(model=model, tokenizer=tokenizer, train=train)
+    if (pathlib.Path(source) / workdir.CONFIG_FILE).is_file():
+        return workdir.load_config(source, RunConfig)
+    return None
+
+
+def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
+    """That of the weights that are started from; None where a run starts from none."""
+    source = cfg.train.init_from
+    if source is None:
+        return None
+    if pretrained.is_pretrained(source):
+        rows = pretrained.load_config(source).vocab_size
+        return pretrained.load_tokenizer(source, rows)[0]
+    if not (pathlib.Path(source) / workdir.CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"{SOURCE_FLAG}={source}: holds no run (no {workdir.CONFIG_FILE}), and is no Hugging "
+            "Face folder or GGUF file"
+        )
+    return load_tokenizer(pathlib.Path(source) / TOKENIZER_FILE)
+
+
+def open_base(cfg: RunConfig, model: LanguageModel) -> TrainedRun:
+    """The weights that this run starts from.
+
+    Raises:
+      ConfigError: nothing there, or no checkpoint; its weights are of other shapes than `cfg.model`
+        has, or cfg.model would compute something else with a base that adapters are added to.
+    """
+    source = cfg.train.init_from
+    try:
+        base = _open(source)
+        params_lib.check_params(base.params, model.specs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"{SOURCE_FLAG}={source}: its weights are of another model: {error}"
+        ) from None
+    if cfg.lora.rank is not None:
+        check_same_model(base.cfg.model, cfg.model, f"{SOURCE_FLAG}={source}: adapters need")
+    return base
+
+
+def check_same_model(base: TransformerConfig, given: TransformerConfig, need: str) -> None:
+    """Raises ConfigError, beginning with `need`, where equal weights would compute otherwise."""
+    other = [
+        line for line in config_lib.diff(base, given) if line.partition(":")[0] not in FREE_OF_BASE
+    ]
+    if other:
+        raise ConfigError(
+            f"{need} the base's own model (its field -> yours): {'; '.join(other)}. Give these "
+            f"{FLAG}model fields its values"
+        )
+
+
+def _open(source: str) -> TrainedRun:
+    path = pathlib.Path(source)
+    if not pretrained.is_pretrained(path):
+        return open_run(path, flag=SOURCE_FLAG)
+    weights = pretrained.load_weights(path)
+    tokenizer, _ = pretrained.load_tokenizer(path, weights.cfg.vocab_size)
+    return TrainedRun(
+        cfg=RunConfig(model=weights.cfg),
+        tokenizer=tokenizer,
+        model=transformer.build(weights.cfg),
+        params=weights.params,
+        step=0,
+        checkpoint=path,
+        corpus=None,
+    )
