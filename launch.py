@@ -37,9 +37,9 @@ _FLAGS = [
     flags.DEFINE_string("checkpoint", "newest", "evaluate, export, sample: newest or best."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
     flags.DEFINE_string("output", "text", "compare, evaluate: text or json."),
-    flags.DEFINE_string("source", None, "import: a Hugging Face folder or a GGUF file."),
+    flags.DEFINE_string("source", None, "import: a Hugging Face or PEFT folder, or a GGUF file."),
     flags.DEFINE_string("target", None, "export: the folder to make."),
-    flags.DEFINE_string("format", "safetensors", "export: safetensors."),
+    flags.DEFINE_string("format", "safetensors", "export: safetensors, or peft: adapters alone."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
     flags.DEFINE_integer(
         "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20

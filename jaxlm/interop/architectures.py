@@ -314,6 +314,11 @@ def config_to_json(cfg: TransformerConfig) -> tuple[Architecture, dict[str, Any]
     return arch, values
 
 
+def has_interleaved_rope(cfg: TransformerConfig) -> bool:
+    """Whether what RoPE turns is in another order here than in files of transformers."""
+    return cfg.positions == "rope" and cfg.rope_layout == "interleaved"
+
+
 def _differences(cfg: TransformerConfig, arch: Architecture) -> list[str]:
     given = {name: getattr(cfg, name) for name in arch.always}
     return [f"{name}={value}" for name, value in given.items() if value != arch.always[name]]

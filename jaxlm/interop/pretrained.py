@@ -9,7 +9,12 @@ import numpy as np
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
 from jaxlm.interop import gguf_files, safetensors_files, tensors, tokenizer_files
-from jaxlm.interop.architectures import architecture_of, config_from_json, config_to_json
+from jaxlm.interop.architectures import (
+    architecture_of,
+    config_from_json,
+    config_to_json,
+    has_interleaved_rope,
+)
 from jaxlm.interop.tensors import Stored
 from jaxlm.models.transformer import TransformerConfig, param_specs
 from jaxlm.tokenizers import Tokenizer
@@ -111,8 +116,8 @@ def save_weights(
       ConfigError: no architecture of transformers computes this model.
     """
     arch, values = config_to_json(cfg)
-    interleaved = cfg.positions == "rope" and cfg.rope_layout == "interleaved"
-    stored = tensors.disassemble(params, arch.tensors, param_specs(cfg), interleaved=interleaved)
+    reorder = tensors.half_from_interleaved if has_interleaved_rope(cfg) else None
+    stored = tensors.disassemble(params, arch.tensors, param_specs(cfg), reorder)
     safetensors_files.write_folder(folder, stored, shard_bytes)
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

@@ -14,6 +14,7 @@ from jaxlm.core import trees
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec
+from jaxlm.models import lora
 
 # Their last axis is the channels of a head, which RoPE turns in pairs.
 ROTATED = ("wq", "wk", "bq", "bk", "q_norm", "k_norm")
@@ -39,6 +40,7 @@ class Stored(NamedTuple):
 
 
 Table = Mapping[str, Tensor]
+Reorder = Callable[[np.ndarray], np.ndarray]
 
 
 def stored_shape(tensor: Tensor, spec: ParamSpec) -> tuple[int, ...]:
@@ -75,8 +77,14 @@ def half_from_interleaved(x: np.ndarray) -> np.ndarray:
     return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)
 
 
+def interleaved_from_half(x: np.ndarray) -> np.ndarray:
+    """The inverse of `half_from_interleaved`."""
+    return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
 def is_rotated(path: str) -> bool:
-    """Whether the channels of this weight are in the order of a RoPE layout."""
+    """Whether the last axis of this weight, or of an adapter's B, is in a RoPE layout's order."""
+    path = path.removesuffix(f"{trees.SEPARATOR}{lora.B}")
     return path.rpartition(trees.SEPARATOR)[2] in ROTATED
 
 
@@ -110,32 +118,32 @@ def check(found: Mapping[str, Stored], table: Table, specs: dict, where: str) ->
 
 
 def assemble(
-    found: Mapping[str, Stored], table: Table, specs: dict, *, interleaved: bool = False
+    found: Mapping[str, Stored], table: Table, specs: dict, reorder: Reorder | None = None
 ) -> Params:
     """Our parameters, float32 numpy arrays, one tensor read at a time.
 
     Args:
       found: as `check` accepts it.
-      interleaved: whether RoPE's pairs lie side by side in the file; they are put apart.
+      reorder: for the last axis of what RoPE turns, from the file's layout to ours.
     """
     params = {}
     for path, spec in trees.flatten(specs).items():
         params[path] = np.empty(spec.shape, np.float32)
         for number in _layers(spec):
             layer = to_ours(found[table[path].name.format(number)].read(), table[path], spec)
-            if interleaved and is_rotated(path):
-                layer = half_from_interleaved(layer)
+            if reorder and is_rotated(path):
+                layer = reorder(layer)
             params[path][number if spec.stacked else ...] = layer
     return trees.unflatten(params)
 
 
 def disassemble(
-    params: Params, table: Table, specs: dict, *, interleaved: bool = False
+    params: Params, table: Table, specs: dict, reorder: Reorder | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, float32 array) of every tensor, one at a time: the inverse of `assemble`.
 
     Args:
-      interleaved: whether RoPE's pairs lie side by side in `params`; they are put apart.
+      reorder: for the last axis of what RoPE turns, from our layout to the file's.
     """
     flat, flat_specs = trees.flatten(params), trees.flatten(specs)
     by_name: dict[str, list[str]] = {}
@@ -148,8 +156,8 @@ def disassemble(
             for path in paths:
                 spec, array = flat_specs[path], flat[path]
                 layer = np.asarray(array[number] if spec.stacked else array, np.float32)
-                if interleaved and is_rotated(path):
-                    layer = half_from_interleaved(layer)
+                if reorder and is_rotated(path):
+                    layer = reorder(layer)
                 parts.append(to_stored(layer, table[path], spec))
             axis = 0 if table[paths[0]].transposed else -1
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)

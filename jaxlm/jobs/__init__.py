@@ -12,8 +12,8 @@ JOBS = {
     "evaluate": "the validation loss of a run, from its checkpoint",
     "sample": "text from a run's model",
     "compare": "runs side by side, and the fields in which their configs differ",
-    "import": "a run's folder from a Hugging Face folder or a GGUF file",
-    "export": "a Hugging Face folder from a run",
+    "import": "a run's folder from a Hugging Face or PEFT folder, or a GGUF file",
+    "export": "a Hugging Face folder from a run, or a PEFT folder of its adapters",
 }
 
 MODULES = {"import": "import_model"}  # where a job cannot be the name of its module

@@ -1,22 +1,22 @@
-"""--job=export: a run's model as a Hugging Face folder, adapters merged."""
+"""--job=export: a run's model as a Hugging Face folder, or its adapters as a folder of PEFT."""
 
 import os
 import pathlib
 import shutil
 
 from jaxlm.core.config import ConfigError
-from jaxlm.interop import pretrained, tokenizer_files
+from jaxlm.interop import peft_files, pretrained, tokenizer_files
 from jaxlm.io import workdir
 from jaxlm.jobs import Launch
-from jaxlm.jobs.import_model import USAGE_FILE
-from jaxlm.jobs.setup import check_choice, open_run, require_workdir
+from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
+from jaxlm.jobs.sources import USAGE_FILE
 
 
 def main(launch: Launch) -> int:
     """Writes the folder whole or not at all."""
     flags = launch.flags
     check_choice(flags, "checkpoint", ("newest", "best"))
-    check_choice(flags, "format", ("safetensors",))
+    check_choice(flags, "format", ("safetensors", "peft"))
     folder = require_workdir(launch, "export")
     if flags.target is None:
         raise ConfigError("--job=export needs --target, the folder to make")
@@ -24,16 +24,16 @@ def main(launch: Launch) -> int:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--target={target}: is there already; choose another folder")
     run = open_run(folder, flags.checkpoint)
-    usage_file = folder / USAGE_FILE
-    usage = workdir.load_json(usage_file) if usage_file.exists() else {}
+    if flags.format == "peft" and not run.adapters:
+        raise ConfigError(f"--format=peft: {folder} has no adapters; leave it out for the model")
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         unfinished.mkdir(parents=True)
-        pretrained.save_weights(unfinished, run.cfg.model, run.params)
-        if run.tokenizer.kind == "characters":
-            print("left out  the tokenizer: transformers has none of characters")
+        if flags.format == "peft":
+            base, cfg = run.cfg.train.init_from, run.cfg
+            peft_files.save_adapters(unfinished, cfg.model, cfg.lora, run.adapters, base)
         else:
-            tokenizer_files.write_tokenizer(unfinished, run.tokenizer, usage)
+            _write_model(unfinished, folder, run)
         os.replace(unfinished, target)
     except OSError as error:
         raise ConfigError(f"--target={target}: cannot be written: {error.strerror}") from None
@@ -42,3 +42,13 @@ def main(launch: Launch) -> int:
     print(f"exported  step {run.step} of {folder}")
     print(f"folder    {target}")
     return 0
+
+
+def _write_model(target: pathlib.Path, folder: pathlib.Path, run: TrainedRun) -> None:
+    pretrained.save_weights(target, run.cfg.model, run.params)
+    usage_file = folder / USAGE_FILE
+    usage = workdir.load_json(usage_file) if usage_file.exists() else {}
+    if run.tokenizer.kind == "characters":
+        print("left out  the tokenizer: transformers has none of characters")
+    else:
+        tokenizer_files.write_tokenizer(target, run.tokenizer, usage)

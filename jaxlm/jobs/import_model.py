@@ -1,73 +1,93 @@
-"""--job=import: a run's folder from a Hugging Face folder or a GGUF file, for all other jobs."""
+"""--job=import: a run's folder from a Hugging Face folder, a GGUF file or a PEFT adapter."""
 
 import dataclasses
 import pathlib
+from typing import Any
 
+from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError, apply_overrides
 from jaxlm.core.params import count_params
-from jaxlm.interop import pretrained
-from jaxlm.io import checkpoints, provenance, workdir
+from jaxlm.interop import peft_files
+from jaxlm.io import checkpoints, frozen, provenance, workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import read_config
 from jaxlm.jobs.recorder import PROVENANCE_FILE
-from jaxlm.jobs.setup import TOKENIZER_FILE
-from jaxlm.jobs.sources import SOURCE_FLAG, check_same_model, config_of_source, open_base
+from jaxlm.jobs.setup import TOKENIZER_FILE, TrainedRun
+from jaxlm.jobs.sources import (
+    SOURCE_FLAG,
+    USAGE_FILE,
+    check_same_model,
+    config_of_source,
+    open_base,
+    usage_of_source,
+)
 from jaxlm.models import transformer
+from jaxlm.models.lora import LoraConfig
 from jaxlm.tokenizers import TokenizerConfig, save_tokenizer
 from jaxlm.train.config import RunConfig
-
-USAGE_FILE = "tokenizer_config.json"  # chat template and names of special tokens, as the model's
 
 
 def main(launch: Launch) -> int:
     """Writes weights, tokenizer and config; everything is read and checked before."""
     if launch.workdir is None:
         raise ConfigError("--job=import needs --workdir, the folder to make")
-    folder = pathlib.Path(launch.workdir)
-    cfg = _config(launch)
-    source = cfg.train.init_from
+    folder, source = pathlib.Path(launch.workdir), launch.flags.source
+    adapter = pathlib.Path(source) if source and is_adapter(source) else None
+    cfg = _config(launch, None if adapter else source)
+    given = f"{SOURCE_FLAG}={cfg.train.init_from}"
     base = open_base(cfg, transformer.build(cfg.model))
-    check_same_model(base.cfg.model, cfg.model, f"{SOURCE_FLAG}={source}: an import keeps")
+    check_same_model(base.cfg.model, cfg.model, f"{given}: an import keeps")
+    params, adapter_cfg = base.params, LoraConfig()
+    if adapter:
+        adapter_cfg, params = peft_files.load_adapters(adapter, cfg.model)
     path = folder / TOKENIZER_FILE
-    cfg = dataclasses.replace(cfg, tokenizer=TokenizerConfig(kind="bpe", path=str(path)))
-    _, usage = pretrained.load_tokenizer(source, cfg.model.vocab_size)
+    tokenizer = TokenizerConfig(kind=base.tokenizer.kind, path=str(path))
+    cfg = dataclasses.replace(cfg, lora=adapter_cfg, tokenizer=tokenizer)
+    usage = usage_of_source(cfg.train.init_from)
     with workdir.WorkdirLock(folder):
         if (folder / workdir.CONFIG_FILE).exists():
             raise ConfigError(f"--workdir={folder}: holds a run already; choose another folder")
         save_tokenizer(base.tokenizer, path)
         workdir.save_json(folder / USAGE_FILE, usage)
         workdir.save_json(folder / PROVENANCE_FILE, provenance.collect(cfg.seed))
-        extra = {"tokenizer": base.tokenizer.fingerprint, "corpus": None, "imported": source}
-        with checkpoints.Checkpointer(folder) as writer:
-            writer.save(0, {"params": base.params}, extra=extra)
+        _save_weights(folder, base, params, str(adapter or cfg.train.init_from))
         workdir.save_config(folder, cfg)  # last: a folder with it is whole
     sizes = cfg.model.sizes
     print(
         f"imported  {count_params(base.model.specs):,} parameters: {sizes.N} layers, width "
         f"{sizes.D}, {sizes.H} heads, context {cfg.model.context_length}; "
-        f"{base.tokenizer.vocab_size} tokens, {base.tokenizer.content['pattern']}"
+        f"{base.tokenizer.vocab_size} {base.tokenizer.kind}"
     )
+    if adapter:
+        print(f"adapters  rank {adapter_cfg.rank} on {', '.join(adapter_cfg.targets)}")
     print(f"run       {folder}")
     return 0
 
 
-def _config(launch: Launch) -> RunConfig:
-    source = launch.flags.source
+def is_adapter(source: str) -> bool:
+    """Whether the folder is one that PEFT saved."""
+    return (pathlib.Path(source) / peft_files.CONFIG_FILE).is_file()
+
+
+def _save_weights(folder: pathlib.Path, base: TrainedRun, params: Params, source: str) -> None:
+    extra: dict[str, Any] = {"tokenizer": base.tokenizer.fingerprint, "corpus": base.corpus}
+    if params is not base.params:
+        extra["frozen"] = frozen.save(folder, base.params)
+    with checkpoints.Checkpointer(folder) as writer:
+        writer.save(0, {"params": params}, extra={**extra, "imported": source})
+
+
+def _config(launch: Launch, source: str | None) -> RunConfig:
+    """The config of the run; its `train.init_from` names the model, or the base of adapters."""
+    source = source or launch.overrides.get("train.init_from")
     given = {} if source is None else {"train.init_from": source}
     if launch.config is not None:
-        cfg = apply_overrides(read_config(launch.config), given | launch.overrides)
-    elif source is None:
-        raise ConfigError("--job=import needs --source, a Hugging Face folder or a GGUF file")
-    else:
-        _check_source(source, "--source")
-        cfg = apply_overrides(config_of_source(source), launch.overrides)
-    _check_source(cfg.train.init_from, SOURCE_FLAG)
-    if cfg.model.vocab_size is None:
-        rows = pretrained.load_config(cfg.train.init_from).vocab_size
-        cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=rows))
-    return cfg
-
-
-def _check_source(source: str | None, flag: str) -> None:
-    if source is None or not pretrained.is_pretrained(source):
-        raise ConfigError(f"{flag}={source}: is no Hugging Face folder and no GGUF file")
+        return apply_overrides(read_config(launch.config), given | launch.overrides)
+    if source is None:
+        raise ConfigError(
+            "--job=import needs --source, a Hugging Face folder or a GGUF file; for an adapter "
+            f"also {SOURCE_FLAG}, its base"
+        )
+    if (cfg := config_of_source(source)) is None:
+        raise ConfigError(f"--source={source}: is no Hugging Face folder and no GGUF file")
+    return apply_overrides(cfg, given | launch.overrides)

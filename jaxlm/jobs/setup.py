@@ -137,6 +137,7 @@ class TrainedRun(NamedTuple):
     """A run's folder, opened for reading.
 
     params: of the whole model, adapters merged. checkpoint: where they come from.
+    adapters: as they are in the checkpoint; {} where the run trains every weight.
     corpus: fingerprint of the text they were trained on; None where they were imported.
     """
 
@@ -147,6 +148,7 @@ class TrainedRun(NamedTuple):
     step: int
     checkpoint: pathlib.Path
     corpus: str | None
+    adapters: Params
 
 
 def require_workdir(launch: Launch, job: str) -> pathlib.Path:
@@ -185,10 +187,16 @@ def open_run(workdir: pathlib.Path, which: str = "newest", flag: str = "--workdi
     check_tokenizer(manifest, tokenizer, path)
     model = transformer.build(cfg.model)
     abstract = params_lib.abstract_params(trained_specs(cfg, model.specs))
-    params = checkpoints.restore(path, abstract, part="params")
-    params = model_weights(cfg, params, restore_frozen(workdir, manifest, model))
+    trained = checkpoints.restore(path, abstract, part="params")
     return TrainedRun(
-        cfg, tokenizer, model, params, manifest["step"], path, manifest["extra"]["corpus"]
+        cfg=cfg,
+        tokenizer=tokenizer,
+        model=model,
+        params=model_weights(cfg, trained, restore_frozen(workdir, manifest, model)),
+        step=manifest["step"],
+        checkpoint=path,
+        corpus=manifest["extra"]["corpus"],
+        adapters={} if cfg.lora.rank is None else trained,
     )
 
 

@@ -14,6 +14,7 @@ from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from jaxlm.train.config import RunConfig, TrainConfig
 
+USAGE_FILE = "tokenizer_config.json"  # chat template and names of special tokens, as the source's
 SOURCE_FLAG = f"{FLAG}train.init_from"
 
 # Fields of a model that may differ from those of the base its adapters are added to: none of them
@@ -51,6 +52,16 @@ def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
             "Face folder or GGUF file"
         )
     return load_tokenizer(pathlib.Path(source) / TOKENIZER_FILE)
+
+
+def usage_of_source(source: str | None) -> dict[str, str]:
+    """How the source's tokenizer is used, see `pretrained.load_tokenizer`; {}: it does not say."""
+    if source is None:
+        return {}
+    if pretrained.is_pretrained(source):
+        return pretrained.load_tokenizer(source, pretrained.load_config(source).vocab_size)[1]
+    path = pathlib.Path(source) / USAGE_FILE
+    return workdir.load_json(path) if path.exists() else {}
 
 
 def open_base(cfg: RunConfig, model: LanguageModel) -> TrainedRun:
@@ -101,4 +112,5 @@ def _open(source: str) -> TrainedRun:
         step=0,
         checkpoint=path,
         corpus=None,
+        adapters={},
     )

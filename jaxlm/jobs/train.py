@@ -38,7 +38,7 @@ from jaxlm.jobs.setup import (
     restore_frozen,
     with_vocabulary,
 )
-from jaxlm.jobs.sources import open_base, tokenizer_of_source
+from jaxlm.jobs.sources import USAGE_FILE, open_base, tokenizer_of_source, usage_of_source
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import schedule_table
@@ -91,6 +91,8 @@ def main(launch: Launch) -> int:
             check_resumable(cfg, data, *found)
         if saved is None:
             save_tokenizer(data.tokenizer, folder / TOKENIZER_FILE)
+            if usage := usage_of_source(cfg.train.init_from):
+                workdir.save_json(folder / USAGE_FILE, usage)
         if saved != cfg:
             workdir.save_config(folder, cfg)
         print(f"run       {folder}")

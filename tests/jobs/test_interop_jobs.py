@@ -1,5 +1,6 @@
 """--job=import and --job=export: models of transformers as runs, and runs as its models."""
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -152,7 +153,6 @@ def test_out_again_it_is_what_came_in(launch, imported, source, tmp_path, peers)
 
 def test_a_tuned_model_leaves_with_other_weights(launch, tuned, source, tmp_path, peers):
     assert records(tuned / "metrics.jsonl")[-1]["step"] == 10
-    shutil.copy(source / "tokenizer_config.json", tuned)  # a run of its own has no chat template
     target = exported(launch, tuned, tmp_path / "out", "--checkpoint=best")
     assert_transformers_agrees(peers, target, open_run(tuned))
     before, after = (load_file(f / "model.safetensors") for f in (source, target))
@@ -170,17 +170,38 @@ def test_training_starts_from_the_files_themselves_too(launch, source, text, tun
     assert got == want
 
 
-def test_adapters_are_merged_where_they_leave(launch, imported, source, tmp_path, peers):
-    adapters = ["--config.lora.rank=2", "--config.lora.targets=all", *SHORT]
-    folder = tmp_path / "run"
-    outcome = launch(f"--config.train.init_from={source}", *adapters, f"--workdir={folder}",
-                     f"--config.data.path={open_run(imported).cfg.data.path}",
-                     "--config.model.context_length=16")  # fmt: skip
+@pytest.fixture(scope="module")
+def adapted(launch, imported, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapted") / "run"
+    more = ["--config.lora.rank=2", "--config.lora.targets=wq,wo", *SHORT]
+    outcome = launch(f"--config.train.init_from={imported}", *more, f"--workdir={folder}")
     assert outcome.code == 0, outcome.err
-    shutil.copy(source / "tokenizer_config.json", folder)
-    (tmp_path / "to").mkdir()
-    target = exported(launch, folder, tmp_path / "to" / "out")
-    assert_transformers_agrees(peers, target, open_run(folder))
+    return folder
+
+
+def test_adapters_are_merged_where_they_leave(launch, adapted, tmp_path, peers):
+    target = exported(launch, adapted, tmp_path / "out")
+    assert_transformers_agrees(peers, target, open_run(adapted))
+
+
+def test_adapters_alone_leave_and_come_back(launch, adapted, source, text, tmp_path):
+    target = exported(launch, adapted, tmp_path / "out", "--format=peft")
+    assert {p.name for p in target.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    folder = tmp_path / "back" / "run"
+    args = [f"--source={target}", f"--config.train.init_from={source}", f"--workdir={folder}"]
+    outcome = launch("--job=import", *args, f"--config.data.path={text}")
+    assert outcome.code == 0, outcome.err
+    assert "adapters  rank 2 on wo, wq" in outcome.out
+    got, want = open_run(folder), open_run(adapted)
+    assert got.cfg.lora == dataclasses.replace(want.cfg.lora, targets=("wo", "wq"))
+    for mine, theirs in ((got.adapters, want.adapters), (got.params, want.params)):
+        assert_same(*(trees.map_with_path(lambda _, x: np.asarray(x), t) for t in (mine, theirs)))
+    outcome = launch("--job=sample", f"--workdir={folder}", "--prompt=the", "--num_tokens=3")
+    assert outcome.code == 0, outcome.err
+    assert_refused(launch(f"--workdir={folder}"), "holds imported weights")
 
 
 def test_characters_stay_at_home(launch, finished, tmp_path):
@@ -194,6 +215,7 @@ def test_characters_stay_at_home(launch, finished, tmp_path):
     ("args", "parts"),
     [
         ([], ["--job=import needs --source"]),
+        (["--source={adapter}"], ["--job=import needs --source", "its base"]),
         (["--source=nowhere"], ["--source=nowhere: is no Hugging Face folder"]),
         (["--source={source}", "--config.model.rope_theta=5"], ["rope_theta: 10000.0 -> 5.0"]),
         (
@@ -207,7 +229,8 @@ def test_characters_stay_at_home(launch, finished, tmp_path):
 def test_what_cannot_be_imported_is_refused_before_a_folder_is_made(
     args, parts, launch, source, tmp_path
 ):
-    args = [arg.format(source=source) for arg in args]
+    (tmp_path / "adapter_config.json").write_text("{}")
+    args = [arg.format(source=source, adapter=tmp_path) for arg in args]
     outcome = launch("--job=import", *args, f"--workdir={tmp_path / 'run'}")
     assert_refused(outcome, *parts)
     assert not (tmp_path / "run").exists()
