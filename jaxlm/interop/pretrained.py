@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,24 +59,25 @@ def load_config(source: str | Path) -> TransformerConfig:
         raise ConfigError(f"{where}: malformed ({error})") from None
 
 
-def load_tokenizer(source: str | Path, vocab_size: int) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a source whose weights have `vocab_size` rows, and how it is used.
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer of a source.
 
-    Returns:
-      the tokenizer, and those of "chat_template", "bos_token", "eos_token", "pad_token" and
-      "unk_token" that the source states, as text.
     Raises:
       ConfigError: there is none, it does not match the weights, or ours would encode otherwise.
     """
+    source, rows = Path(source), load_config(source).vocab_size
+    if source.is_dir():
+        return tokenizer_files.read_tokenizer_json(source, rows)
+    fields = gguf_files.open_gguf(source).fields
+    return tokenizer_files.tokenizer_from_gguf(fields, rows, str(source))
+
+
+def load_usage(source: str | Path) -> dict[str, str]:
+    """The "chat_template" and "bos_token", "eos_token", ..., as far as the source states them."""
     source = Path(source)
     if source.is_dir():
-        return (
-            tokenizer_files.read_tokenizer_json(source, vocab_size),
-            tokenizer_files.usage_from_folder(source),
-        )
-    fields = gguf_files.open_gguf(source).fields
-    tokenizer = tokenizer_files.tokenizer_from_gguf(fields, vocab_size, str(source))
-    return tokenizer, tokenizer_files.usage_from_gguf(fields)
+        return tokenizer_files.usage_from_folder(source)
+    return tokenizer_files.usage_from_gguf(gguf_files.open_gguf(source).fields)
 
 
 def load_weights(source: str | Path) -> Weights:
@@ -127,7 +128,8 @@ def _load_gguf(path: Path) -> Weights:
     cfg = gguf_files.config_from_gguf(file)
     specs = param_specs(cfg)
     tensors.check(file.tensors, gguf_files.TENSORS, specs, str(path))
-    return Weights(cfg, tensors.assemble(file.tensors, gguf_files.TENSORS, specs, interleaved=True))
+    reorder = tensors.half_from_interleaved
+    return Weights(cfg, tensors.assemble(file.tensors, gguf_files.TENSORS, specs, reorder))
 
 
 def _check_tied(head: Stored, embed: Stored, source: Path) -> None:

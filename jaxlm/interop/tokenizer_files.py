@@ -94,7 +94,7 @@ def usage_from_folder(folder: Path) -> dict[str, str]:
 
 def usage_from_gguf(fields: Mapping[str, Any]) -> dict[str, str]:
     """The same from the metadata of a GGUF file."""
-    tokens, usage = fields["tokenizer.ggml.tokens"], {}
+    tokens, usage = fields.get("tokenizer.ggml.tokens", []), {}
     for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         id = fields.get(f"tokenizer.ggml.{name}_token_id")
         if isinstance(id, int) and 0 <= id < len(tokens):

@@ -44,8 +44,7 @@ def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
     if source is None:
         return None
     if pretrained.is_pretrained(source):
-        rows = pretrained.load_config(source).vocab_size
-        return pretrained.load_tokenizer(source, rows)[0]
+        return pretrained.load_tokenizer(source)
     if not (pathlib.Path(source) / workdir.CONFIG_FILE).is_file():
         raise ConfigError(
             f"{SOURCE_FLAG}={source}: holds no run (no {workdir.CONFIG_FILE}), and is no Hugging "
@@ -55,11 +54,11 @@ def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
 
 
 def usage_of_source(source: str | None) -> dict[str, str]:
-    """How the source's tokenizer is used, see `pretrained.load_tokenizer`; {}: it does not say."""
+    """How the source's tokenizer is used, see `pretrained.load_usage`; {} where it does not say."""
     if source is None:
         return {}
     if pretrained.is_pretrained(source):
-        return pretrained.load_tokenizer(source, pretrained.load_config(source).vocab_size)[1]
+        return pretrained.load_usage(source)
     path = pathlib.Path(source) / USAGE_FILE
     return workdir.load_json(path) if path.exists() else {}
 
@@ -103,10 +102,9 @@ def _open(source: str) -> TrainedRun:
     if not pretrained.is_pretrained(path):
         return open_run(path, flag=SOURCE_FLAG)
     weights = pretrained.load_weights(path)
-    tokenizer, _ = pretrained.load_tokenizer(path, weights.cfg.vocab_size)
     return TrainedRun(
         cfg=RunConfig(model=weights.cfg),
-        tokenizer=tokenizer,
+        tokenizer=pretrained.load_tokenizer(path),
         model=transformer.build(weights.cfg),
         params=weights.params,
         step=0,

@@ -58,9 +58,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def ours(source):
-    weights = pretrained.load_weights(source)
-    tokenizer, usage = pretrained.load_tokenizer(source, weights.cfg.vocab_size)
-    return weights, tokenizer, usage
+    return pretrained.load_weights(source), pretrained.load_tokenizer(source)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +73,7 @@ def theirs(source):
 @pytest.fixture(scope="module")
 def logits(ours, theirs):
     """(ids, ours, theirs) of TEXT."""
-    (cfg, params), tokenizer, _ = ours
+    (cfg, params), tokenizer = ours
     ids = tokenizer.encode(TEXT)[None]
     mine = jax.jit(lambda p, x: transformer.forward(p, x, cfg))(params, ids)
     return ids, np.asarray(mine), tiny_models.logits_of(theirs, ids)
@@ -83,7 +81,7 @@ def logits(ours, theirs):
 
 @pytest.mark.slow
 def test_the_config_is_that_of_the_file(source, ours):
-    (cfg, _), tokenizer, usage = ours
+    cfg, usage = ours[0].cfg, pretrained.load_usage(source)
     wanted = read_config(CONFIG).model
     assert dataclasses.replace(cfg, context_length=wanted.context_length) == wanted
     assert cfg.context_length == 8192
@@ -100,7 +98,7 @@ def test_logits_are_those_of_transformers(logits):
 
 @pytest.mark.slow
 def test_perplexity_is_equal_to_four_digits(ours, logits):
-    (cfg, params), tokenizer, _ = ours
+    (cfg, params), tokenizer = ours
     ids, _, peers = logits
     split = split_from_array(ids[0])
     length = len(ids[0]) - 1
@@ -118,7 +116,7 @@ def test_perplexity_is_equal_to_four_digits(ours, logits):
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_text_is_the_same_token_for_token(prompt, ours, theirs):
     torch, _ = tiny_models.peers()
-    (cfg, params), tokenizer, _ = ours
+    (cfg, params), tokenizer = ours
     ids = tokenizer.encode(prompt)
     out = generate(
         transformer.build(cfg), params, [ids], jax.random.key(0), num_tokens=24, temperature=0.0
@@ -151,7 +149,7 @@ def test_ids_are_those_of_the_package_tokenizers(source, ours):
     peer.pre_tokenizer = pre.Sequence(
         [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
     )
-    _, tokenizer, _ = ours
+    _, tokenizer = ours
     sources = [*pathlib.Path(__file__).parents[1].rglob("*.py")]
     for text in [TEXT, *(path.read_text(encoding="utf-8") for path in sources)]:
         missing = [c for c in "\x04\x06\x13\x14\x16\x1d" if c in text]
@@ -164,7 +162,7 @@ def test_ids_are_those_of_the_package_tokenizers(source, ours):
 @pytest.mark.slow
 def test_exported_it_loads_in_transformers(ours, logits, tmp_path):
     _, transformers = tiny_models.peers()
-    (cfg, params), _, _ = ours
+    (cfg, params), _ = ours
     ids, mine, _ = logits
     pretrained.save_weights(tmp_path, cfg, params)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
