@@ -48,10 +48,20 @@ def _line(process: subprocess.Popen) -> str:
 def serve(ready: dict[str, Any], block: Callable[[], None]) -> None:
     """The worker's part: announces itself, then works for as long as it is asked to."""
     print(json.dumps(ready), flush=True)
+    timed = seconds_of(block)
     for _ in sys.stdin:
+        print(timed(), flush=True)
+
+
+def seconds_of(block: Callable[[], None]) -> Callable[[], float]:
+    """`block` as `alternate` asks for it, for sides that share a process."""
+
+    def timed():
         started = time.perf_counter()
         block()
-        print(time.perf_counter() - started, flush=True)
+        return time.perf_counter() - started
+
+    return timed
 
 
 def alternate(blocks: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:

@@ -14,37 +14,11 @@ import contextlib
 import pathlib
 import sys
 import tempfile
-from typing import NamedTuple
 
 from benchmarks.alternate import alternate, open_worker, serve
+from benchmarks.training import RATE, SHAPES, Shape, prepare, random_tokens
 
-RATE, SIDES = 1e-4, ("jaxlm", "torch", "torch compiled")
-
-
-class Shape(NamedTuple):
-    num_layers: int
-    width: int
-    num_heads: int
-    context_length: int
-    batch_size: int
-    vocab_size: int
-    dtype: str
-    steps: int  # in a block
-
-
-SHAPES = {
-    "small": Shape(4, 128, 4, 64, 12, 65, "float32", 20),
-    "large": Shape(6, 384, 6, 256, 8, 65, "float32", 6),
-    "gpt2": Shape(12, 768, 12, 1024, 16, 50304, "bfloat16", 10),
-}
-
-
-def random_batches(shape: Shape):
-    """i32[steps, B, S + 1]."""
-    import numpy as np
-
-    size = (shape.steps, shape.batch_size, shape.context_length + 1)
-    return np.random.default_rng(0).integers(shape.vocab_size, size=size).astype(np.int32)
+SIDES = ("jaxlm", "torch", "torch compiled")
 
 
 def serve_jaxlm(shape: Shape, weights: pathlib.Path, overrides: list[str]) -> None:
@@ -52,57 +26,27 @@ def serve_jaxlm(shape: Shape, weights: pathlib.Path, overrides: list[str]) -> No
     import numpy as np
 
     from jaxlm.analysis import flops
-    from jaxlm.core import trees
-    from jaxlm.core.config import apply_overrides
-    from jaxlm.data.batches import Batch
-    from jaxlm.jobs.setup import backends_of
-    from jaxlm.train.config import RunConfig
-    from jaxlm.train.program import hyper_values, make_program
-    from jaxlm.train.step import compile_steps
 
-    settings = {
-        "model.num_layers": shape.num_layers,
-        "model.d_model": shape.width,
-        "model.num_heads": shape.num_heads,
-        "model.context_length": shape.context_length,
-        "model.vocab_size": shape.vocab_size,
-        "model.dtype": shape.dtype,
-        "data.batch_size": shape.batch_size,
-        "optim.peak_lr": RATE,
-        "optim.schedule": "constant",
-    }
-    if jax.default_backend() == "cpu":
-        settings["model.scan_unroll"] = shape.num_layers
-    settings |= dict(each.split("=", 1) for each in overrides)
-    cfg = apply_overrides(RunConfig(), settings)
-    chosen = backends_of(cfg)
-    program = make_program(cfg, np.ones(shape.vocab_size, np.int32), **chosen.functions)
-    state = jax.jit(lambda: program.init(0, hyper_values(cfg)))()
-    np.savez(weights, **{name: np.asarray(w) for name, w in trees.flatten(state.params).items()})
-    ids = random_batches(shape)
-    ones = np.ones(ids[..., 1:].shape, np.float32)
-    batches = jax.device_put(Batch(tokens=ids[..., :-1], targets=ids[..., 1:], weights=ones))
-    run = compile_steps(program.step)
-    state, metrics = run(state, batches)
-
-    def block():
-        nonlocal state
-        state, _ = run(state, batches)
-        jax.block_until_ready(state)
-
-    sizes = cfg.model.sizes
+    training = prepare(shape, dict(each.split("=", 1) for each in overrides))
+    np.savez(weights, **training.params)
+    sizes = training.cfg.model.sizes
     cost = flops.train_flops_per_token(
-        flops.matmul_params(program.specs, tied=False),
+        flops.matmul_params(training.program.specs, tied=False),
         sizes.N,
         shape.context_length,
         sizes.H,
         sizes.Dh,
     )
     device = jax.devices()[0].device_kind
-    first = float(jax.tree.map(lambda x: x[0], metrics["loss"]).compute())
-    about = {"device": device, "attention": chosen.attention.name, "version": jax.__version__}
-    peak = flops.peak_flops(device, shape.dtype)
-    serve({"loss": first, "flops": cost._asdict(), "peak": peak, **about}, block)
+    about = {
+        "loss": float(training.first["loss"][0]),
+        "flops": cost._asdict(),
+        "peak": flops.peak_flops(device, shape.dtype),
+        "device": device,
+        "attention": training.attention.name,
+        "version": jax.__version__,
+    }
+    serve(about, training.block)
 
 
 def serve_torch(shape: Shape, weights: pathlib.Path, compiled: bool, device: str) -> None:
@@ -130,7 +74,7 @@ def serve_torch(shape: Shape, weights: pathlib.Path, compiled: bool, device: str
         bfloat16=shape.dtype == "bfloat16",
         learning_rate=RATE,
     )
-    ids = torch.from_numpy(random_batches(shape).astype(np.int64)).to(device)
+    ids = torch.from_numpy(random_tokens(shape).astype(np.int64)).to(device)
 
     def block():
         for each in ids:

@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 JOBS = {
     "train": "train a model on text, or go on with a run",
     "evaluate": "the validation loss of a run, from its checkpoint",
+    "inspect": "what is in a run's checkpoint: arrays, shapes, sizes, hashes",
     "sample": "text from a run's model",
+    "check_layouts": "a config's step on 8 devices, under every layout, against one device",
     "compare": "runs side by side, and the fields in which their configs differ",
     "import": "a run's folder from a Hugging Face or PEFT folder, or a GGUF file",
     "export": "a Hugging Face folder from a run, or a PEFT folder of its adapters",
+    "doctor": "what this machine offers, what is wrong, and what puts it right",
 }
 
 MODULES = {"import": "import_model"}  # where a job cannot be the name of its module

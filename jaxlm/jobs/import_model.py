@@ -12,13 +12,14 @@ from jaxlm.io import checkpoints, frozen, provenance, workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import read_config
 from jaxlm.jobs.recorder import PROVENANCE_FILE
-from jaxlm.jobs.setup import TOKENIZER_FILE, TrainedRun
+from jaxlm.jobs.setup import TOKENIZER_FILE, TrainedRun, with_vocabulary
 from jaxlm.jobs.sources import (
     SOURCE_FLAG,
     USAGE_FILE,
     check_same_model,
     config_of_source,
     open_base,
+    tokenizer_of_source,
     usage_of_source,
 )
 from jaxlm.models import transformer
@@ -80,14 +81,17 @@ def _save_weights(folder: pathlib.Path, base: TrainedRun, params: Params, source
 def _config(launch: Launch, source: str | None) -> RunConfig:
     """The config of the run; its `train.init_from` names the model, or the base of adapters."""
     source = source or launch.overrides.get("train.init_from")
-    given = {} if source is None else {"train.init_from": source}
     if launch.config is not None:
-        return apply_overrides(read_config(launch.config), given | launch.overrides)
+        cfg = read_config(launch.config)
+        source = source or cfg.train.init_from
+    elif source is not None and (cfg := config_of_source(source)) is None:
+        raise ConfigError(f"--source={source}: is no Hugging Face folder and no GGUF file")
     if source is None:
         raise ConfigError(
             "--job=import needs --source, a Hugging Face folder or a GGUF file; for an adapter "
             f"also {SOURCE_FLAG}, its base"
         )
-    if (cfg := config_of_source(source)) is None:
-        raise ConfigError(f"--source={source}: is no Hugging Face folder and no GGUF file")
-    return apply_overrides(cfg, given | launch.overrides)
+    cfg = apply_overrides(cfg, {"train.init_from": source} | launch.overrides)
+    if cfg.model.vocab_size is None:
+        cfg = with_vocabulary(cfg, tokenizer_of_source(cfg))
+    return cfg

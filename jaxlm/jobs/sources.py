@@ -1,6 +1,9 @@
 """What a run starts from: the weights of another run, or of a model of another library."""
 
 import pathlib
+from typing import Any
+
+import jax
 
 from jaxlm.core import config as config_lib
 from jaxlm.core import params as params_lib
@@ -13,6 +16,7 @@ from jaxlm.models.api import LanguageModel
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from jaxlm.train.config import RunConfig, TrainConfig
+from jaxlm.train.layouts import Layout
 
 USAGE_FILE = "tokenizer_config.json"  # chat template and names of special tokens, as the source's
 SOURCE_FLAG = f"{FLAG}train.init_from"
@@ -43,13 +47,9 @@ def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
     source = cfg.train.init_from
     if source is None:
         return None
+    _require(source)
     if pretrained.is_pretrained(source):
         return pretrained.load_tokenizer(source)
-    if not (pathlib.Path(source) / workdir.CONFIG_FILE).is_file():
-        raise ConfigError(
-            f"{SOURCE_FLAG}={source}: holds no run (no {workdir.CONFIG_FILE}), and is no Hugging "
-            "Face folder or GGUF file"
-        )
     return load_tokenizer(pathlib.Path(source) / TOKENIZER_FILE)
 
 
@@ -63,23 +63,25 @@ def usage_of_source(source: str | None) -> dict[str, str]:
     return workdir.load_json(path) if path.exists() else {}
 
 
-def open_base(cfg: RunConfig, model: LanguageModel) -> TrainedRun:
-    """The weights that this run starts from.
+def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None) -> TrainedRun:
+    """The weights that this run starts from, placed as `layout` says; None: on one device.
 
     Raises:
       ConfigError: nothing there, or no checkpoint; its weights are of other shapes than `cfg.model`
         has, or cfg.model would compute something else with a base that adapters are added to.
     """
     source = cfg.train.init_from
+    specs = transformer.param_specs(_require(source).model)
     try:
-        base = _open(source)
-        params_lib.check_params(base.params, model.specs)
-    except ConfigError:
-        raise
+        params_lib.check_params(params_lib.abstract_params(specs), model.specs)
     except ValueError as error:
         raise ConfigError(
             f"{SOURCE_FLAG}={source}: its weights are of another model: {error}"
         ) from None
+    if pretrained.is_pretrained(source):
+        base = _open_pretrained(pathlib.Path(source), specs, layout)
+    else:
+        base = open_run(pathlib.Path(source), flag=SOURCE_FLAG, layout=layout)
     if cfg.lora.rank is not None:
         check_same_model(base.cfg.model, cfg.model, f"{SOURCE_FLAG}={source}: adapters need")
     return base
@@ -97,18 +99,32 @@ def check_same_model(base: TransformerConfig, given: TransformerConfig, need: st
         )
 
 
-def _open(source: str) -> TrainedRun:
-    path = pathlib.Path(source)
-    if not pretrained.is_pretrained(path):
-        return open_run(path, flag=SOURCE_FLAG)
-    weights = pretrained.load_weights(path)
+def _require(source: str) -> RunConfig:
+    if (cfg := config_of_source(source)) is None:
+        raise ConfigError(
+            f"{SOURCE_FLAG}={source}: holds no run (no {workdir.CONFIG_FILE}), and is no Hugging "
+            "Face folder or GGUF file"
+        )
+    return cfg
+
+
+def _open_pretrained(
+    source: pathlib.Path, specs: dict[str, Any], layout: Layout | None
+) -> TrainedRun:
+    cfg, params = pretrained.load_weights(source)
+    if layout is not None:
+        params = jax.tree.map(
+            lambda x, at: jax.make_array_from_callback(x.shape, at.sharding, x.__getitem__),
+            params,
+            layout.weights(specs),
+        )
     return TrainedRun(
-        cfg=RunConfig(model=weights.cfg),
-        tokenizer=pretrained.load_tokenizer(path),
-        model=transformer.build(weights.cfg),
-        params=weights.params,
+        cfg=RunConfig(model=cfg),
+        tokenizer=pretrained.load_tokenizer(source),
+        model=transformer.build(cfg),
+        params=params,
         step=0,
-        checkpoint=path,
+        checkpoint=source,
         corpus=None,
         adapters={},
     )

@@ -44,6 +44,7 @@ from jaxlm.reports.sweep_report import (
     write_sweep_report,
 )
 from jaxlm.train.config import RunConfig
+from jaxlm.train.layouts import MeshConfig
 from jaxlm.train.population import compile_population, means, stack_hypers, start_all_from
 from jaxlm.train.program import Group, group_by_structure, hyper_values, make_program, trained_specs
 
@@ -142,6 +143,11 @@ def read_sweep(launch: Launch) -> Sweep:
             configs.append(apply_overrides(base, point))
         except ConfigError as error:
             raise ConfigError(f"{flag}: point {number}: {error}") from None
+        if configs[-1].mesh != MeshConfig() or configs[-1].train.parallel != "jit":
+            raise ConfigError(
+                f"{flag}: point {number}: a sweep spreads its runs over the devices, each of them "
+                "on one: leave mesh and train.parallel as they are"
+            )
     return Sweep(path.stem, base, points, configs)
 
 
@@ -222,8 +228,8 @@ def train_points(
     cfg, started = group.cfg, time.perf_counter()
     mine = [configs[place] for place in places]
     seeds = np.array([c.seed for c in mine], np.int32)
-    functions = backends_of(cfg).functions
-    program = make_program(cfg, data.tokenizer.token_bytes, group.traced, **functions)
+    options = backends_of(cfg).options
+    program = make_program(cfg, data.tokenizer.token_bytes, group.traced, **options)
     numbers = [hyper_values(c, group.traced) for c in mine]
     hypers = stack_hypers(numbers)
     frozen = base if cfg.lora.rank is not None else {}

@@ -21,7 +21,7 @@ from jaxlm.nn.attention import attend as plain_attend
 from jaxlm.nn.attention import attention_weights
 from jaxlm.nn.dropout import dropout as drop
 from jaxlm.nn.feedforward import ACTIVATIONS, feedforward, swiglu
-from jaxlm.nn.linear import add_bias
+from jaxlm.nn.linear import add_bias, float32_product
 from jaxlm.nn.linear import linear as plain_linear
 from jaxlm.nn.norms import layer_norm, rms_norm
 from jaxlm.nn.positions import segment_positions, sinusoidal
@@ -62,7 +62,7 @@ class TransformerConfig:
     dropout: float = 0.0  # of the embedding and of each branch before it joins the residual
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes
-    scan_unroll: int = 1  # layers a scan iteration; more compiles longer and may run faster
+    scan_unroll: int | None = None  # layers a scan iteration, see backends; none: by device
 
     def __post_init__(self):
         counts = ("vocab_size", "context_length", "num_layers", "d_model", "num_heads")
@@ -264,10 +264,10 @@ def _in_compute_dtype(params: Params, cfg: TransformerConfig) -> Params:
     )
 
 
-def _embed(params, tokens, positions, cfg):
-    x = params["embed"][tokens]
+def _embed(params, tokens, positions, cfg, constrain=_identity):
+    x = constrain(params["embed"], ("vocab", "embed_act"))[tokens]
     if cfg.positions == "learned":
-        x = x + params["positions"][positions]
+        x = x + constrain(params["positions"], ("positions", "embed_act"))[positions]
     if cfg.positions == "sinusoidal":
         x = x + sinusoidal(positions, cfg.d_model)
     return x.astype(cfg.dtype)
@@ -279,7 +279,7 @@ def _angles(positions, cfg):
     return rope_angles(positions, cfg.sizes.Dh, cfg.rope_theta)
 
 
-def _scan_blocks(x, params, cfg, run_block, per_layer):
+def _scan_blocks(x, params, cfg, run_block, per_layer, unroll=None):
     """Scans `run_block(x, w, part of per_layer) -> (x, extra)` over the stacked layers."""
     if cfg.remat != "none":
         policies = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
@@ -288,7 +288,7 @@ def _scan_blocks(x, params, cfg, run_block, per_layer):
         lambda x, each: run_block(x, *each),
         x,
         (params["blocks"], per_layer),
-        unroll=cfg.scan_unroll,
+        unroll=unroll or cfg.scan_unroll or 1,
     )
 
 
@@ -304,6 +304,7 @@ def hidden(
     key: Array | None = None,
     dropout: Array | float | None = None,
     probes: Array | None = None,
+    unroll: int | None = None,
 ) -> Array:
     """The residual stream that the head reads.
 
@@ -316,6 +317,7 @@ def hidden(
         may be traced.
       probes: [N, B, S, D], added to the residual stream before each layer. At zero they change
         nothing, and the gradient with respect to them is that of the stream.
+      unroll: layers a scan iteration, in place of cfg.scan_unroll.
     Returns:
       [B, S, D] in cfg.dtype, after the final norm where there is one.
     """
@@ -342,17 +344,18 @@ def hidden(
         x = x if probe is None else x + probe
         return block(x, w, cfg, key=key, dropout=rate, **options)
 
-    x = drop(_embed(params, tokens, positions, cfg), rate, None if key is None else keys[-1])
+    x = _embed(params, tokens, positions, cfg, constrain)
+    x = drop(x, rate, None if key is None else keys[-1])
     x = constrain(x, ("batch", "seq", "embed_act"))
     per_layer = (None if key is None else keys[:-1], probes)
-    x, _ = _scan_blocks(x, params, cfg, run_block, per_layer)
+    x, _ = _scan_blocks(x, params, cfg, run_block, per_layer, unroll)
     return _norm(x, params, "final_norm", cfg) if cfg.norm_placement == "pre" else x
 
 
 def unembed(params: Params, x: Array, cfg: TransformerConfig) -> Array:
     """Next-token logits f32[B, S, V] from `hidden` [B, S, D], products in cfg.dtype."""
     w = params["embed"].T if cfg.tied_head else params["unembed"]
-    logits = jnp.matmul(x, w.astype(cfg.dtype), preferred_element_type=jnp.float32)
+    logits = float32_product(x, w.astype(cfg.dtype))
     if cfg.head_bias:
         logits = logits + params["unembed_bias"]
     if cfg.logit_softcap is not None:
@@ -431,14 +434,14 @@ def trace(params: Params, tokens: Array, cfg: TransformerConfig) -> Trace:
     return Trace(*seen)
 
 
-def build(cfg: TransformerConfig, **functions: Callable[..., Array]) -> LanguageModel:
+def build(cfg: TransformerConfig, **options: Any) -> LanguageModel:
     """The config's model as functions of parameters and tokens.
 
-    functions: attend, linear and constrain of `hidden`.
+    options: attend, linear, constrain and unroll of `hidden`.
     """
     return LanguageModel(
         specs=param_specs(cfg),
-        hidden=functools.partial(hidden, cfg=cfg, **functions),
+        hidden=functools.partial(hidden, cfg=cfg, **options),
         unembed=functools.partial(unembed, cfg=cfg),
         head=("embed" if cfg.tied_head else "unembed", *["unembed_bias"][: cfg.head_bias]),
         init_cache=functools.partial(init_cache, cfg),

@@ -19,7 +19,10 @@ def cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
     """
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # Not taken by index: the gradient of that scatters into an array of the logits' size, where
+    # this one's is part of the softmax's.
+    hit = jnp.arange(logits.shape[-1]) == targets[..., None]
+    picked = jnp.sum(jnp.where(hit, logits, 0), axis=-1)
     return log_z - picked, log_z
 
 

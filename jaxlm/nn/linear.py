@@ -1,5 +1,6 @@
 """The product with a weight, and what a bias adds to it."""
 
+import jax
 import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array
@@ -17,3 +18,32 @@ def add_bias(y: Array, bias: Array | None) -> Array:
     bfloat16 stops growing after 256 equal terms.
     """
     return y if bias is None else (y + bias).astype(y.dtype)
+
+
+def float32_product(x: Array, w: Array) -> Array:
+    """x [..., D] times w [D, V], of one dtype -> f32[..., V], summed in float32.
+
+    Of a narrow dtype it has only reverse-mode derivatives. Their products are narrow too, of a
+    cotangent rounded to that dtype: JAX's own would widen x and w and multiply in float32.
+    """
+    if x.dtype == jnp.float32:
+        return jnp.matmul(x, w)
+    return _float32_product(x, w)
+
+
+@jax.custom_vjp
+def _float32_product(x, w):
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+
+
+def _save(x, w):
+    return _float32_product(x, w), (x, w)
+
+
+def _backward(saved, d_logits):
+    x, w = saved
+    rows, d_rows = (y.astype(x.dtype).reshape(-1, y.shape[-1]) for y in (x, d_logits))
+    return (d_rows @ w.T).reshape(x.shape), rows.T @ d_rows
+
+
+_float32_product.defvjp(_save, _backward)

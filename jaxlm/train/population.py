@@ -116,7 +116,7 @@ def compile_population(
     at_once = num_lanes // len(devices)
     while True:
         compiled = run_all(at_once).lower(*arguments).compile()
-        needed = _bytes_needed(compiled)
+        needed = bytes_needed(compiled)
         if bytes_free is None or needed <= bytes_free:
             break
         if at_once == 1:
@@ -229,7 +229,8 @@ def _abstract(tree: Any) -> Any:
     )
 
 
-def _bytes_needed(compiled: Any) -> int:
+def bytes_needed(compiled: Any) -> int:
+    """Device memory that a compiled program holds at its peak, by the compiler's own account."""
     sizes = compiled.memory_analysis()
     return (
         sizes.argument_size_in_bytes

@@ -156,6 +156,17 @@ def test_an_old_config_means_what_it_meant(folders, tmp_path):
     assert (cfg.norm_eps, cfg.rope_theta) == (1e-6, 10_000.0)
 
 
+def test_a_window_that_is_not_used_is_none(folders, tmp_path):
+    """As in the config.json of Qwen2.5, which is older than layer_types."""
+    changes = {"use_sliding_window": False, "sliding_window": 5, "max_window_layers": 1}
+    old = edited(folders("qwen2")[1], tmp_path / "old", **changes, layer_types="removed")
+    assert load_weights(old).cfg == load_weights(folders("qwen2")[1]).cfg
+    used = edited(old, tmp_path / "used", use_sliding_window=True, max_window_layers=2)
+    assert load_weights(used).cfg.window is None  # from the third layer on, of two
+    used = edited(old, tmp_path / "all", use_sliding_window=True, max_window_layers=0)
+    assert load_weights(used).cfg.window == 5
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [

@@ -215,6 +215,8 @@ def test_characters_stay_at_home(launch, finished, tmp_path):
     ("args", "parts"),
     [
         ([], ["--job=import needs --source"]),
+        (["{config}"], ["--job=import needs --source"]),
+        (["--source={source}", "{config}"], ["another model", "blocks/"]),
         (["--source={adapter}"], ["--job=import needs --source", "its base"]),
         (["--source=nowhere"], ["--source=nowhere: is no Hugging Face folder"]),
         (["--source={source}", "--config.model.rope_theta=5"], ["rope_theta: 10000.0 -> 5.0"]),
@@ -227,10 +229,10 @@ def test_characters_stay_at_home(launch, finished, tmp_path):
     ],
 )
 def test_what_cannot_be_imported_is_refused_before_a_folder_is_made(
-    args, parts, launch, source, tmp_path
+    args, parts, launch, source, config, tmp_path
 ):
     (tmp_path / "adapter_config.json").write_text("{}")
-    args = [arg.format(source=source, adapter=tmp_path) for arg in args]
+    args = [arg.format(source=source, adapter=tmp_path, config=config) for arg in args]
     outcome = launch("--job=import", *args, f"--workdir={tmp_path / 'run'}")
     assert_refused(outcome, *parts)
     assert not (tmp_path / "run").exists()

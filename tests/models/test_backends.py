@@ -101,3 +101,11 @@ def test_a_model_computes_the_same_with_each(small_cfg, params_of, make_batch):
     exact, *others = (jax.jit(m.forward)(params, batch.tokens) for m in models)
     for logits in others:
         np.testing.assert_allclose(logits, exact, atol=1e-5)
+
+
+def test_layers_are_written_out_on_a_gpu_alone_unless_the_config_says(small_cfg):
+    deep = dataclasses.replace(small_cfg, num_layers=48)
+    assert backends.choose_unroll(deep, "gpu") == 16
+    assert backends.choose_unroll(small_cfg, "gpu") == small_cfg.num_layers
+    assert backends.choose_unroll(deep, "tpu") == backends.choose_unroll(deep, "cpu") == 1
+    assert backends.choose_unroll(dataclasses.replace(deep, scan_unroll=3), "gpu") == 3

@@ -210,6 +210,14 @@ def test_remat_and_unrolling_change_neither_values_nor_gradients(change, params_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other_grads, grads)
 
 
+def test_layers_can_be_written_out_from_outside(params_of):
+    def num_scans(**options):
+        run = transformer.build(BASE, **options).hidden
+        return str(jax.make_jaxpr(run)(params_of(BASE), TOKENS)).count("unroll=2")
+
+    assert (num_scans(), num_scans(unroll=2)) == (0, 1)
+
+
 def test_attention_and_constraints_come_in_as_functions(params_of, forward_of):
     seen = []
 

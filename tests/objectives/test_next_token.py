@@ -53,6 +53,12 @@ def test_cross_entropy_is_the_log_sum_exp_form_and_survives_large_logits(scale, 
     np.testing.assert_allclose(grad, shares, atol=3e-3 if shift else 1e-5)
 
 
+def test_no_gradient_is_scattered_into_an_array_of_the_logits_size():
+    logits, targets = jnp.zeros((4, 9)), jnp.zeros(4, jnp.int32)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda x: cross_entropy(x, targets)[0].sum()))(logits)
+    assert "exp" in str(jaxpr) and "scatter" not in str(jaxpr)
+
+
 def test_bfloat16_logits_are_taken_to_float32(make_batch):
     targets = make_batch(0, WEIGHTS).targets
     half = jnp.asarray(LOGITS, jnp.bfloat16)
