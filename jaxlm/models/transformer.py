@@ -55,6 +55,7 @@ class TransformerConfig:
     logit_softcap: float | None = None
     tied_head: bool = False
     bias: bool = False  # in attention, in a feed-forward without gate, and on layer norm
+    qkv_bias: bool = False  # in attention on queries, keys and values alone, without bias
     head_bias: bool = False
     init_scale: float = 1.0  # factor on all initial matrices but the embeddings
     output_init: float = 1.0  # factor on the initial wo and w_down; 0 starts from the identity
@@ -164,9 +165,11 @@ def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
     }
     if cfg.activation == "swiglu":
         blocks["w_gate"] = matrix((D, F), ("embed", "mlp"))
-    if cfg.bias:
-        blocks |= {"bq": per_head(H, "heads"), "bo": vector(D, "embed")}
+    if cfg.bias or cfg.qkv_bias:
+        blocks |= {"bq": per_head(H, "heads")}
         blocks |= {"bk": per_head(K, "kv_heads"), "bv": per_head(K, "kv_heads")}
+    if cfg.bias:
+        blocks["bo"] = vector(D, "embed")
         if cfg.activation != "swiglu":
             blocks |= {"b_up": vector(F, "mlp"), "b_down": vector(D, "embed")}
     if cfg.qk_norm:
