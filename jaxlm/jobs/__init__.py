@@ -13,6 +13,7 @@ JOBS = {
     "inspect": "what is in a run's checkpoint: arrays, shapes, sizes, hashes",
     "sample": "text from a run's model",
     "check_layouts": "a config's step on 8 devices, under every layout, against one device",
+    "compile": "the training step compiled for absent hardware: does it fit, how fast can it be",
     "compare": "runs side by side, and the fields in which their configs differ",
     "doctor": "what this machine offers, what is wrong, and what puts it right",
 }
