@@ -109,11 +109,15 @@ def topology_devices(name: str) -> list[Any]:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{prefix}-{cores}"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # else one process of the machine at a time
+    os.environ.pop("XLA_FLAGS", None)  # for this machine's compiler; at one it lacks libtpu aborts
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
+    # The two cores of a chip are one device, as on the machine; with v5p they are so by default.
+    options = {"chip_config_name": "megacore"} if found[1] == "v4" else {}
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        return topologies.get_topology_desc(name, "tpu", **options).devices
     except Exception as error:  # whatever libtpu says of it
         raise ConfigError(f"{flag}: {' '.join(str(error).split())}") from None
 
@@ -149,7 +153,10 @@ def compile_step(cfg: RunConfig, program: PlacedProgram) -> Any:
 
 def out_of_memory(message: str) -> str:
     """ "needs 19.71G, has 15.75G" out of the compiler's message, else its first line."""
-    found = re.search(r"[Uu]sed ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?)", message)
+    amount = r"([\d.]+[KMGT]?)"
+    if found := re.search(rf"temporaries \({amount}\) exceeds available HBM \({amount}\)", message):
+        return f"needs {found[1]} for temporaries, has {found[2]}"
+    found = re.search(rf"Used {amount} of {amount}", message)
     return f"needs {found[1]}, has {found[2]}" if found else message.splitlines()[0]
 
 

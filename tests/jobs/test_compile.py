@@ -2,9 +2,12 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
+import job_runs
 import numpy as np
 import pytest
 
@@ -64,6 +67,11 @@ def test_the_compilers_refusal_is_put_in_two_numbers():
         "hbm. Used 19.71G of 15.75G hbm. Exceeded hbm capacity by 3.96G.\n\nTotal hbm usage"
     )
     assert out_of_memory(message) == "needs 19.71G, has 15.75G"
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (21.77G) exceeds available HBM (15.75G). HLO module: jit_run."
+    )
+    assert out_of_memory(message) == "needs 21.77G for temporaries, has 15.75G"
     assert out_of_memory("RESOURCE_EXHAUSTED: no room\nat all") == "RESOURCE_EXHAUSTED: no room"
 
 
@@ -124,9 +132,26 @@ def test_a_step_is_compiled_for_tpus_that_are_not_there(launch, tmp_path, batch_
     assert outcome.err == ""  # libtpu says nothing of what it misses
     if not fits:
         assert outcome.code == 1
-        assert re.search(r"^does not fit: needs [\d.]+G, has 15.75G", outcome.out, re.MULTILINE)
+        assert re.search(r"^does not fit: needs [\d.]+G.*, has 15.75G", outcome.out, re.MULTILINE)
         return
     assert outcome.code == 0
     assert re.search(r"^fits: 0\.\d+ of 16 GB a device", outcome.out, re.MULTILINE)
     assert re.search(r"^all-gather +\d+ ", outcome.out, re.MULTILINE)
     assert re.search(r"^MFU at most \d+%", outcome.out, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason="needs libtpu, the extra tpu-aot")
+def test_a_device_is_a_chip():
+    """Each in a process of its own: libtpu reads its environment once."""
+    code = """
+import sys
+from jaxlm.jobs.compile import topology_devices
+devices = topology_devices(sys.argv[1])
+print(len(devices), devices[0].device_kind)
+"""
+    kinds = {"v4:2x2x1": "TPU v4", "v5e:2x2": "TPU v5 lite", "v5p:2x2x1": "TPU v5"}
+    for topology, kind in {**kinds, "v6e:2x2": "TPU v6 lite"}.items():
+        child = [sys.executable, "-c", code, topology]
+        done = subprocess.run(child, capture_output=True, text=True, cwd=job_runs.ROOT)
+        assert done.stdout == f"4 {kind}\n", done.stderr
