@@ -22,12 +22,13 @@ class Chip(NamedTuple):
 
 
 # By a pattern over jax.Device.device_kind. Source: Google Cloud TPU documentation, "System
-# architecture", a page for each version; of a bidirectional bandwidth of the links the half.
+# architecture", a page for each version; of a bidirectional bandwidth of the links the half. What
+# it calls GB of memory are GiB, of which the compiler keeps some back: 0.25 of 16.
 _CHIPS: list[tuple[str, Chip]] = [
-    (r"TPU v4$", Chip(32e9, 1228e9, 300e9)),
-    (r"TPU v5 ?(lite|e)$", Chip(16e9, 819e9, 200e9)),
-    (r"TPU v5p?$", Chip(95e9, 2765e9, 600e9)),
-    (r"TPU v6 ?(lite|e)$", Chip(32e9, 1640e9, 400e9)),
+    (r"TPU v4$", Chip(32 * 2**30, 1228e9, 300e9)),
+    (r"TPU v5 ?(lite|e)$", Chip(16 * 2**30, 819e9, 200e9)),
+    (r"TPU v5p?$", Chip(95 * 2**30, 2765e9, 600e9)),
+    (r"TPU v6 ?(lite|e)$", Chip(32 * 2**30, 1640e9, 400e9)),
 ]
 
 

@@ -69,15 +69,7 @@ def main(launch: Launch) -> int:
         print(f"does not fit: {error}")
         return 1
     print(f"compiled in {time.perf_counter() - started:.0f} s")
-    sizes = compiled.memory_analysis()
-    chip = roofline.chip_of(kind)
-    room = f" of {chip.memory_bytes / 1e9:.0f}" if chip else ""
-    print(
-        f"fits: {bytes_needed(sizes) / 1e9:.2f}{room} GB a device; the state and a batch "
-        f"{sizes.argument_size_in_bytes / 1e9:.2f}, activations, gradients and other temporaries "
-        f"{sizes.temp_size_in_bytes / 1e9:.2f}, the program "
-        f"{sizes.generated_code_size_in_bytes / 1e9:.2f}"
-    )
+    fits = show_memory(compiled.memory_analysis(), roofline.chip_of(kind))
     steps = cfg.train.steps_per_call
     sent = {
         kind: Collective(count // steps, num_bytes // steps)
@@ -85,7 +77,7 @@ def main(launch: Launch) -> int:
     }
     print()
     show_bound(cfg, layout, program, sent, kind)
-    return 0
+    return 0 if fits else 1
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -160,15 +152,21 @@ def out_of_memory(message: str) -> str:
     return f"needs {found[1]}, has {found[2]}" if found else message.splitlines()[0]
 
 
-def bytes_needed(sizes: Any) -> int:
-    """Of memory on one device, from a compiled program's own account."""
-    return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-        + sizes.generated_code_size_in_bytes
-    )
+def show_memory(sizes: Any, chip: roofline.Chip | None) -> bool:
+    """Prints what a compiled program takes of a device, by its own account. Is there as much?"""
+    parts = {
+        "the state and a batch": sizes.argument_size_in_bytes,
+        "results beside it": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        "activations, gradients and other temporaries": sizes.temp_size_in_bytes,
+        "the program": sizes.generated_code_size_in_bytes,
+    }
+    needed = sum(parts.values())
+    fits = chip is None or needed <= chip.memory_bytes
+    room = f" of {chip.memory_bytes / 2**30:.0f}" if chip else ""
+    inside = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    print(f"{'fits' if fits else 'does not fit'}: {needed / 2**30:.2f}{room} GiB a device")
+    print(f"  {inside}")
+    return fits
 
 
 def device_bytes(leaf: Any) -> int:

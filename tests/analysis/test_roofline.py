@@ -48,11 +48,11 @@ def test_the_bound_is_each_resource_alone():
 
 
 @pytest.mark.parametrize(
-    ("kind", "gigabytes"),
+    ("kind", "gibibytes"),
     [("TPU v4", 32), ("TPU v5 lite", 16), ("TPU v5", 95), ("TPU v5p", 95), ("TPU v6 lite", 32)],
 )
-def test_chips_are_known_by_the_names_that_jax_gives_them(kind, gigabytes):
-    assert chip_of(kind).memory_bytes == gigabytes * 1e9
+def test_chips_are_known_by_the_names_that_jax_gives_them(kind, gibibytes):
+    assert chip_of(kind).memory_bytes == gibibytes * 2**30
 
 
 def test_of_other_devices_nothing_is_claimed():

@@ -135,7 +135,7 @@ def test_a_step_is_compiled_for_tpus_that_are_not_there(launch, tmp_path, batch_
         assert re.search(r"^does not fit: needs [\d.]+G.*, has 15.75G", outcome.out, re.MULTILINE)
         return
     assert outcome.code == 0
-    assert re.search(r"^fits: 0\.\d+ of 16 GB a device", outcome.out, re.MULTILINE)
+    assert re.search(r"^fits: 0\.\d+ of 16 GiB a device", outcome.out, re.MULTILINE)
     assert re.search(r"^all-gather +\d+ ", outcome.out, re.MULTILINE)
     assert re.search(r"^MFU at most \d+%", outcome.out, re.MULTILINE)
 
