@@ -162,9 +162,9 @@ def show_memory(sizes: Any, chip: roofline.Chip | None) -> bool:
     }
     needed = sum(parts.values())
     fits = chip is None or needed <= chip.memory_bytes
-    room = f" of {chip.memory_bytes / 2**30:.0f}" if chip else ""
-    inside = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-    print(f"{'fits' if fits else 'does not fit'}: {needed / 2**30:.2f}{room} GiB a device")
+    room = f" of {chip.memory_bytes / 2**20:,.0f}" if chip else ""
+    inside = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in parts.items())
+    print(f"{'fits' if fits else 'does not fit'}: {needed / 2**20:,.1f}{room} MiB a device")
     print(f"  {inside}")
     return fits
 
@@ -182,15 +182,16 @@ def show_state(program: PlacedProgram) -> None:
         name = weight_of(path, leaf.shape, weights)
         if name is not None:
             held[name] += device_bytes(leaf)
-    rows = [["weight", "shape", "split over", "MB a device", "its optimizer's"]]
+    rows = [["weight", "shape", "split over", "MiB a device", "its optimizer's"]]
     for path, leaf in weights.items():
         split = ["+".join(_mesh_axes(leaf.sharding, part)) or "-" for part in leaf.sharding.spec]
-        rows.append([path, str(list(leaf.shape)), " ".join(split), *_mb(leaf, held[path])])
-    total = [sum(map(device_bytes, weights.values())), sum(held.values())]
-    rows.append(["all", "", "", *(f"{x / 1e6:,.2f}" for x in total)])
+        here = (device_bytes(leaf), held[path])
+        rows.append([path, str(list(leaf.shape)), " ".join(split), *map(_mebibytes, here)])
+    total = (sum(map(device_bytes, weights.values())), sum(held.values()))
+    rows.append(["all", "", "", *map(_mebibytes, total)])
     frozen = sum(map(device_bytes, jax.tree.leaves(program.state.frozen)))
     if frozen:
-        rows.append(["frozen weights", "", "", f"{frozen / 1e6:,.2f}", ""])
+        rows.append(["frozen weights", "", "", _mebibytes(frozen), ""])
     print_table(rows, left=True)
 
 
@@ -200,8 +201,8 @@ def _mesh_axes(where: NamedSharding, part: Any) -> list[str]:
     return [name for name in names if where.mesh.shape[name] > 1]
 
 
-def _mb(leaf: Any, optimizer: int) -> list[str]:
-    return [f"{x / 1e6:,.2f}" for x in (device_bytes(leaf), optimizer)]
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.2f}"
 
 
 def show_bound(

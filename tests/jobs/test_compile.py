@@ -30,15 +30,15 @@ def test_the_step_is_compiled_for_what_is_here(launch, config):
     outcome = launch("--job=compile", config)
     assert outcome.code == 0, outcome.err
     model = read_config(config.removeprefix("--config=")).model
-    specs = transformer.param_specs(jax_with_vocabulary(model))
-    megabytes = 4 * count_params(specs) / 1e6
+    specs = transformer.param_specs(with_vocabulary(model))
+    mebibytes = 4 * count_params(specs) / 2**20
     total = next(row.split() for row in outcome.out.splitlines() if row.startswith("all "))
-    assert [float(x) for x in total[1:]] == pytest.approx([megabytes, 2 * megabytes], abs=0.006)
+    assert [float(x) for x in total[1:]] == pytest.approx([mebibytes, 2 * mebibytes], abs=0.006)
     assert "fits: " in outcome.out and "no collectives" in outcome.out
     assert "cpu: its speed is not known" in outcome.out
 
 
-def jax_with_vocabulary(model):
+def with_vocabulary(model):
     """What the job takes where only the text would tell: 256 ids."""
     return TransformerConfig(**{**vars(model), "vocab_size": 256})
 
@@ -135,7 +135,7 @@ def test_a_step_is_compiled_for_tpus_that_are_not_there(launch, tmp_path, batch_
         assert re.search(r"^does not fit: needs [\d.]+G.*, has 15.75G", outcome.out, re.MULTILINE)
         return
     assert outcome.code == 0
-    assert re.search(r"^fits: 0\.\d+ of 16 GiB a device", outcome.out, re.MULTILINE)
+    assert re.search(r"^fits: [\d.]+ of 16,384 MiB a device", outcome.out, re.MULTILINE)
     assert re.search(r"^all-gather +\d+ ", outcome.out, re.MULTILINE)
     assert re.search(r"^MFU at most \d+%", outcome.out, re.MULTILINE)
 
