@@ -5,6 +5,8 @@
   python launch.py --job=sample --workdir=runs/a --prompt="ROMEO:"
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
+  python launch.py --job=prove_causal --config=FILE       that no prediction sees its own target
+  python launch.py --job=verify_resume --config=FILE      that a killed run ends as an unbroken one
   python launch.py --config=runs/a/config.json --workdir=runs/b   repeat run a
   python launch.py --job=import --source=MODEL --workdir=runs/a   a Hugging Face folder or a GGUF
   python launch.py --job=export --workdir=runs/a --target=FOLDER  a Hugging Face folder
@@ -67,8 +69,14 @@ _FLAGS = [
     flags.DEFINE_float("top_p", None, "sample: only the likeliest with this joint probability."),
     flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
     flags.DEFINE_integer(
-        "seed", 0, "sample: of the random draws.", lower_bound=0, upper_bound=2**31 - 1
+        "seed",
+        0,
+        "sample: of the random draws; verify_resume: of the moments.",
+        lower_bound=0,
+        upper_bound=2**31 - 1,
     ),
+    flags.DEFINE_integer("kills", 20, "verify_resume: how often a run is killed.", lower_bound=1),
+    flags.DEFINE_integer("steps", 96, "verify_resume: how many steps a run has.", lower_bound=8),
 ]
 
 

@@ -12,6 +12,8 @@ JOBS = {
     "evaluate": "the validation loss of a run, from its checkpoint",
     "inspect": "what is in a run's checkpoint: arrays, shapes, sizes, hashes",
     "sample": "text from a run's model",
+    "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
+    "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",
     "check_layouts": "a config's step on 8 devices, under every layout, against one device",
     "compare": "runs side by side, and the fields in which their configs differ",
     "import": "a run's folder from a Hugging Face or PEFT folder, or a GGUF file",
