@@ -94,6 +94,8 @@ def test_the_other_jobs_take_it(launch, imported, finished):
     outcome = launch("--job=compare", f"--runs={imported},{finished}", "--output=json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)[0]["corpus"] is None
+    outcome = launch("--job=inspect", f"--workdir={imported}")
+    assert outcome.code == 0 and "blocks/wq" in outcome.out, outcome.err
 
 
 def test_it_is_no_run_to_go_on_with(launch, imported):
