@@ -1,6 +1,7 @@
 """From a config and text to a tokenizer."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from jaxlm.core.config import ConfigError
 from jaxlm.tokenizers.bpe import bpe_tokenizer
@@ -8,9 +9,11 @@ from jaxlm.tokenizers.bpe_train import train_merges
 from jaxlm.tokenizers.bytes import byte_tokenizer
 from jaxlm.tokenizers.characters import character_tokenizer
 from jaxlm.tokenizers.config import TokenizerConfig
+from jaxlm.tokenizers.gpt2_files import read_gpt2_files
 from jaxlm.tokenizers.pieces import cut_anywhere, split_stream
 from jaxlm.tokenizers.pretokens import count_pretokens, safe_cut
 from jaxlm.tokenizers.saved import load_tokenizer
+from jaxlm.tokenizers.tiktoken_file import read_tiktoken_ranks
 from jaxlm.tokenizers.tokenizer import Tokenizer, require_unicode
 
 FLAG = "--config.tokenizer."
@@ -63,7 +66,15 @@ def _ordinary(pieces: Iterator[tuple[str, bool]]) -> Iterator[str]:
 
 
 def _load_as_configured(config: TokenizerConfig) -> Tokenizer:
-    tokenizer = load_tokenizer(config.path)
+    path = Path(config.path)
+    # The files of others say neither by which pattern text is cut nor, some, what is special.
+    unsaid = {"pattern": config.pattern, "special_tokens": config.special_tokens}
+    if path.suffix == ".tiktoken":
+        tokenizer = read_tiktoken_ranks(path, **unsaid)
+    elif path.is_dir():
+        tokenizer = read_gpt2_files(path / "vocab.json", path / "merges.txt", **unsaid)
+    else:
+        tokenizer = load_tokenizer(path)
     default = TokenizerConfig()  # a field left at its default asks for nothing
     for field, wanted, found in (
         ("kind", config.kind, tokenizer.kind),
