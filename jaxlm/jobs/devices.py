@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from jaxlm.jobs.processes import num_cores
+
 
 def one_cpu_device_per_core() -> None:
     """Makes each core a device, so that the lanes of a population run side by side.
@@ -14,8 +16,7 @@ def one_cpu_device_per_core() -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    usable = getattr(os, "sched_getaffinity", None)  # not on every system
     try:
-        jax.config.update("jax_num_cpu_devices", len(usable(0)) if usable else os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", num_cores())
     except RuntimeError:  # the backend is running already
         return

@@ -12,7 +12,7 @@ Units", algorithm 1, over bytes.
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -20,7 +20,11 @@ _BORDER, _GONE = -1, -2  # in place of a symbol: between words, and merged into 
 _INVERTED = bytes(255 - b for b in range(256))
 
 
-def train_merges(word_counts: Mapping[bytes, int], num_merges: int) -> list[tuple[bytes, bytes]]:
+def train_merges(
+    word_counts: Mapping[bytes, int],
+    num_merges: int,
+    on_merge: Callable[[int], None] | None = None,
+) -> list[tuple[bytes, bytes]]:
     """The first `num_merges` merges, fewer where the words hold no further pair.
 
     A pair's count is the number of places where it is adjacent, times the count of the word, so
@@ -30,6 +34,7 @@ def train_merges(word_counts: Mapping[bytes, int], num_merges: int) -> list[tupl
 
     Args:
       word_counts: count of each pre-token; merges stay inside one.
+      on_merge: called with the number of merges after each.
     Returns:
       (left, right) bytes in order of merging.
     """
@@ -55,6 +60,8 @@ def train_merges(word_counts: Mapping[bytes, int], num_merges: int) -> list[tupl
         heapq.heappop(heap)
         new = len(pieces)
         merges.append((pieces[left], pieces[right]))
+        if on_merge:
+            on_merge(len(merges))
         pieces.append(pieces[left] + pieces[right])
         keys.append(_descending(pieces[new]))
 

@@ -1,6 +1,6 @@
 """From a config and text to a tokenizer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from jaxlm.core.config import ConfigError
@@ -19,13 +19,22 @@ from jaxlm.tokenizers.tokenizer import Tokenizer, require_unicode
 FLAG = "--config.tokenizer."
 
 
-def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+def train_tokenizer(
+    config: TokenizerConfig,
+    texts: Iterable[str],
+    *,
+    count: Callable[[str, Iterable[str]], Mapping[str, int]] = count_pretokens,
+    on_merge: Callable[[int], None] | None = None,
+) -> Tokenizer:
     """The tokenizer that `config` asks for, trained on the joined `texts` or read from its path.
 
     `texts` are parts of one text, read once; how it is cut into parts changes nothing. Special
     tokens in it separate what lies on their two sides and are otherwise left out. Kind "bytes"
     and a config with a path read none of it.
 
+    Args:
+      count: bpe only; counts pre-tokens, as `count_pretokens`.
+      on_merge: bpe only; called with the number of merges after each.
     Raises:
       ConfigError: an empty text, a text with too few pairs for the vocabulary size, or a saved
         tokenizer that differs from what the config says.
@@ -41,17 +50,17 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         return character_tokenizer(
             seen, unknown=config.unknown, special_tokens=config.special_tokens
         )
-    return _train_bpe(config, texts)
+    return _train_bpe(config, texts, count, on_merge)
 
 
-def _train_bpe(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+def _train_bpe(config: TokenizerConfig, texts: Iterable[str], count, on_merge) -> Tokenizer:
     pieces = split_stream(texts, config.special_tokens, safe_cut(config.pattern))
-    counts = count_pretokens(config.pattern, _ordinary(pieces))
+    counts = count(config.pattern, _ordinary(pieces))
     if not counts:
         raise ConfigError("a bpe tokenizer cannot be trained on an empty text")
     require_unicode("".join(counts))
     num_merges = config.vocab_size - 256 - len(config.special_tokens)
-    merges = train_merges({word.encode(): n for word, n in counts.items()}, num_merges)
+    merges = train_merges({word.encode(): n for word, n in counts.items()}, num_merges, on_merge)
     if len(merges) < num_merges:
         most = 256 + len(merges) + len(config.special_tokens)
         raise ConfigError(
