@@ -11,6 +11,7 @@ JOBS = {
     "train": "train a model on text, or go on with a run",
     "evaluate": "the validation loss of a run, from its checkpoint",
     "sample": "text from a run's model",
+    "tokenizer": "train a tokenizer on text, save it, and show what it makes of the text",
     "compare": "runs side by side, and the fields in which their configs differ",
 }
 
