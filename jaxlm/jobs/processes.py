@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
-from collections import Counter, deque
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
@@ -19,7 +21,12 @@ from jaxlm.core.config import ConfigError
 from jaxlm.tokenizers import Tokenizer, pretokens, tokenizer_from_json
 
 LONG_TEXT = 1 << 25  # bytes: with less, starting processes takes as long as they save
-BATCH = 1 << 21  # characters handed over at once
+BATCH = 1 << 22  # characters handed over at once
+_ENDED = (
+    "a process at work on the text was ended; if memory ran out, allow fewer cores, as with: "
+    "taskset -c 0 python launch.py ..."
+)
+_AHEAD = 2  # items that a process holds: one at work and one that waits
 
 
 def num_cores() -> int:
@@ -36,17 +43,18 @@ def map_in_order(
 ) -> Iterator[Any]:
     """`make(*arguments)`, made once in each of new processes, of every item, in order.
 
-    Items are read here, one for each process ahead of the results, and no process is started
+    Items are read here, two for each process ahead of the results, and no process is started
     before there is an item for it. A process ends when this generator does, or this process.
 
     Raises:
       ConfigError: as the function does, or a process ended before its time.
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    waiting: deque[Connection] = deque()  # longest at work first
+    workers: list[Connection] = []  # item n goes to worker n modulo their number
+    num_items = num_results = 0
     with contextlib.ExitStack() as stack:
-        for num_started, item in enumerate(items):
-            if num_started < num_processes:
+        for item in items:
+            if num_items < num_processes:
                 connection, theirs = context.Pipe()
                 process = context.Process(
                     target=_serve, args=(theirs, make, arguments), daemon=True
@@ -55,26 +63,30 @@ def map_in_order(
                 theirs.close()
                 stack.callback(process.join)
                 stack.callback(connection.close)  # which ends it
-                connection.send(item)
-                waiting.append(connection)
-                continue
-            connection = waiting.popleft()
-            result = _result(connection)
-            connection.send(item)
-            waiting.append(connection)
-            yield result
-        while waiting:
-            yield _result(waiting.popleft())
+                workers.append(connection)
+            ready = []
+            if num_items == num_results + _AHEAD * num_processes:
+                ready.append(_result(workers[num_results % num_processes]))
+                num_results += 1
+            _send(workers[num_items % num_processes], item)
+            num_items += 1
+            yield from ready
+        for number in range(num_results, num_items):
+            yield _result(workers[number % num_processes])
+
+
+def _send(connection: Connection, item: Any) -> None:
+    try:
+        connection.send(item)
+    except (BrokenPipeError, ConnectionResetError):
+        raise ConfigError(_ENDED) from None
 
 
 def _result(connection: Connection) -> Any:
     try:
         result = connection.recv()
     except (EOFError, ConnectionResetError):
-        raise ConfigError(
-            "a process at work on the text was ended; if memory ran out, allow fewer cores, as "
-            "with: taskset -c 0 python launch.py ..."
-        ) from None
+        raise ConfigError(_ENDED) from None
     if isinstance(result, ConfigError):
         raise result
     return result
@@ -82,15 +94,25 @@ def _result(connection: Connection) -> Any:
 
 def _serve(connection: Connection, make: Callable[..., Callable], arguments: tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that started it
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        function = make(*arguments)
-        while True:
-            item = connection.recv()
-            try:
-                result = function(item)
-            except ConfigError as error:
-                result = error
+    items: queue.SimpleQueue = queue.SimpleQueue()
+
+    def receive():  # always ready, so that the other side never waits while it sends
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            while True:
+                items.put([connection.recv()])
+        items.put(None)
+
+    threading.Thread(target=receive, daemon=True).start()
+    function = make(*arguments)
+    for [item] in iter(items.get, None):
+        try:
+            result = function(item)
+        except ConfigError as error:
+            result = error
+        try:
             connection.send(result)
+        except (BrokenPipeError, ConnectionResetError):
+            return
 
 
 def count_pretokens(
