@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from jaxlm.jobs.processes import num_cores
+from jaxlm.jobs.long_texts import num_cores
 
 
 def one_cpu_device_per_core() -> None:

@@ -18,7 +18,7 @@ from jaxlm.data.corpus import Corpus, open_corpus
 from jaxlm.data.token_file import cached_token_file, open_token_file
 from jaxlm.io import checkpoints, frozen
 from jaxlm.io.workdir import CONFIG_FILE, load_config
-from jaxlm.jobs import Launch, processes
+from jaxlm.jobs import Launch, long_texts
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.models.backends import Choice, choose_attend, choose_linear, choose_unroll
@@ -59,16 +59,16 @@ def prepare_data(cfg: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
 def tokenizer_of(corpus: Corpus, cfg: TokenizerConfig, **options: Any) -> Tokenizer:
     """The tokenizer trained on this text, or read; options: of `train_tokenizer`."""
     texts = itertools.chain.from_iterable(corpus.documents())
-    if corpus.num_bytes >= processes.LONG_TEXT:
-        options["count"] = processes.count_pretokens
+    if corpus.num_bytes >= long_texts.LONG_TEXT:
+        options["count"] = long_texts.count_pretokens
     return train_tokenizer(cfg, texts, **options)
 
 
 def token_file_of(corpus: Corpus, tokenizer: Tokenizer) -> pathlib.Path:
     """The token file of this text, built the first time; a long text is encoded by all cores."""
-    if corpus.num_bytes < processes.LONG_TEXT:
+    if corpus.num_bytes < long_texts.LONG_TEXT:
         return cached_token_file(corpus, tokenizer)
-    encode = functools.partial(processes.encode_documents, tokenizer)
+    encode = functools.partial(long_texts.encode_documents, tokenizer)
     return cached_token_file(corpus, tokenizer, encode_documents=encode)
 
 

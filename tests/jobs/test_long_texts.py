@@ -16,8 +16,8 @@ from jaxlm.core.config import ConfigError
 from jaxlm.data.config import DataConfig
 from jaxlm.data.corpus import open_corpus
 from jaxlm.data.token_file import cached_token_file, open_token_file
-from jaxlm.jobs import processes, setup
-from jaxlm.jobs.processes import map_in_order
+from jaxlm.jobs import long_texts, setup
+from jaxlm.jobs.long_texts import map_in_order
 from jaxlm.tokenizers import TokenizerConfig, character_tokenizer, pretokens, train_tokenizer
 
 RNG = np.random.default_rng(0)
@@ -26,7 +26,7 @@ TEXT = "".join(RNG.choice(list("abc d\n.,'s1é🙂"), size=4000))
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(processes, "BATCH", 700)
+    monkeypatch.setattr(long_texts, "BATCH", 700)
     monkeypatch.setattr("jaxlm.tokenizers.pieces.BLOCK", 300)
 
 
@@ -49,7 +49,7 @@ def test_results_come_in_order_and_errors_at_their_place(num_processes):
 def test_counts_and_merges_are_those_of_one_process(small_batches):
     config = TokenizerConfig(kind="bpe", vocab_size=290, special_tokens=("d\n",))
     texts = [TEXT[i : i + 37] for i in range(0, len(TEXT), 37)]
-    count = functools.partial(processes.count_pretokens, num_processes=2)
+    count = functools.partial(long_texts.count_pretokens, num_processes=2)
     alone, read = train_tokenizer(config, texts), []
     assert (
         train_tokenizer(config, texts, count=count, on_merge=read.append).content == alone.content
@@ -63,11 +63,11 @@ def test_a_long_text_becomes_the_token_file_of_one_process(small_batches, tmp_pa
     for name, part in {"a": TEXT[:11], "b": TEXT[11:3000], "c": "x" * 50, "d": TEXT[3000:]}.items():
         (tmp_path / name).write_text(part, encoding="utf-8", newline="")
     corpus = open_corpus(DataConfig(path=str(tmp_path), document_separator="a"))
-    monkeypatch.setattr(processes, "num_cores", lambda: 2)
+    monkeypatch.setattr(long_texts, "num_cores", lambda: 2)
     config = TokenizerConfig(kind="bpe", vocab_size=280)
     tokenizer = setup.tokenizer_of(corpus, config)
     alone = cached_token_file(corpus, tokenizer, tmp_path / "alone")
-    monkeypatch.setattr(processes, "LONG_TEXT", 1)
+    monkeypatch.setattr(long_texts, "LONG_TEXT", 1)
     assert setup.tokenizer_of(corpus, config).content == tokenizer.content
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     by_all = setup.token_file_of(corpus, tokenizer)
@@ -82,7 +82,7 @@ def test_what_cannot_be_encoded_is_the_error_of_one_process(small_batches):
         with pytest.raises(ConfigError) as alone:
             list(tokenizer.encode_iterable(document))
         with pytest.raises(ConfigError) as by_all:
-            for parts in processes.encode_documents(tokenizer, [["a"], document], 2):
+            for parts in long_texts.encode_documents(tokenizer, [["a"], document], 2):
                 list(parts)
         assert str(by_all.value) == str(alone.value)
 
@@ -94,7 +94,7 @@ def test_a_killed_process_is_one_line():
 
 SLOW = """
 import os, sys, time
-from jaxlm.jobs.processes import map_in_order
+from jaxlm.jobs.long_texts import map_in_order
 
 def make():
     return lambda item: (os.getpid(), time.sleep(item))[0]
