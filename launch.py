@@ -6,6 +6,8 @@
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=tokenizer --config.tokenizer.vocab_size=8192 --config.data.path=FILE
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
+  python launch.py --job=prove_causal --config=FILE       that no prediction sees its own target
+  python launch.py --job=verify_resume --config=FILE      that a killed run ends as an unbroken one
   python launch.py --config=runs/a/config.json --workdir=runs/b   repeat run a
   python launch.py --experiment=copy_task                 a study: question, claims, figures
   python launch.py --sweep=configs/sweeps/lr_by_seed.py   many runs, one program a structure
@@ -33,9 +35,26 @@ _FLAGS = [
     flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
     flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
-    flags.DEFINE_string("checkpoint", "newest", "evaluate, sample: newest or best."),
+    flags.DEFINE_string("checkpoint", "newest", "evaluate, sample, inspect: newest or best."),
+    flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
-    flags.DEFINE_string("output", "text", "compare, evaluate: text or json."),
+    flags.DEFINE_string(
+        "coordinator", None, "train in several processes: HOST:PORT of process 0, or auto."
+    ),
+    flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1),
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0),
+    flags.DEFINE_string(
+        "launcher", None, "slurm: as a job of the cluster; local: of this machine."
+    ),
+    flags.DEFINE_string("partition", None, "slurm: where to run."),
+    flags.DEFINE_integer(
+        "minutes", 60, "launcher: of a job; it goes on in another.", lower_bound=5
+    ),
+    flags.DEFINE_integer("gpus", None, "launcher: of a node.", lower_bound=0),
+    flags.DEFINE_integer("cpus", None, "launcher: cores of a node.", lower_bound=1),
+    flags.DEFINE_integer("nodes", 1, "launcher: with a process on each.", lower_bound=1),
+    flags.DEFINE_bool("array", False, "launcher: each run of a sweep in a job of its own."),
+    flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
     flags.DEFINE_integer(
         "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20
@@ -46,8 +65,14 @@ _FLAGS = [
     flags.DEFINE_float("top_p", None, "sample: only the likeliest with this joint probability."),
     flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
     flags.DEFINE_integer(
-        "seed", 0, "sample: of the random draws.", lower_bound=0, upper_bound=2**31 - 1
+        "seed",
+        0,
+        "sample: of the random draws; verify_resume: of the moments.",
+        lower_bound=0,
+        upper_bound=2**31 - 1,
     ),
+    flags.DEFINE_integer("kills", 20, "verify_resume: how often a run is killed.", lower_bound=1),
+    flags.DEFINE_integer("steps", 96, "verify_resume: how many steps a run has.", lower_bound=8),
 ]
 
 
@@ -89,9 +114,14 @@ def main(overrides: dict[str, str]) -> int:
     for name in ("config", "workdir", "experiment", "sweep"):
         if args[name].value == "":
             raise ConfigError(f"--{name}=: expected a value; leave the flag out for the default")
+    if args.coordinator is not None and job_of(args) != "train":
+        raise ConfigError(f"--coordinator={args.coordinator}: only --job=train has processes")
     default = str(ROOT / "configs" / "plays.py")
     launch = jobs.Launch(args.config, overrides, args.workdir, default, args)
-    return jobs.run(job_of(args), launch)
+    job = job_of(args)
+    if args.launcher is not None and job not in ("train", "study", "sweep"):
+        raise ConfigError(f"--launcher={args.launcher}: --job={job} runs at once, without one")
+    return jobs.run("submit" if args.launcher is not None else job, launch)
 
 
 def job_of(args: flags.FlagValues) -> str:

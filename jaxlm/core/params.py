@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.sharding import Rules, sharding_of
 
 LAYERS = "layers"  # the logical axis over which blocks are stacked and scanned
 LOOKUP_AXES = ("vocab", "positions", "types")  # a leading axis that is indexed, not multiplied
@@ -128,9 +130,18 @@ def init_params(key: Array, specs: dict) -> Params:
     return trees.map_with_path(leaf, specs)
 
 
-def abstract_params(specs: dict) -> Params:
-    """`jax.ShapeDtypeStruct`s in place of arrays: shapes and dtypes, no memory."""
-    return trees.map_with_path(lambda _, s: jax.ShapeDtypeStruct(s.shape, s.dtype), specs)
+def abstract_params(specs: dict, mesh: Mesh | None = None, rules: Rules | None = None) -> Params:
+    """`jax.ShapeDtypeStruct`s in place of arrays: shapes, dtypes and shardings, no memory.
+
+    Args:
+      mesh, rules: where the arrays are to lie; without a mesh they have no sharding.
+    """
+
+    def leaf(_, spec):
+        where = None if mesh is None else sharding_of(spec.axes, mesh, rules or {})
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=where)
+
+    return trees.map_with_path(leaf, specs)
 
 
 def count_params(specs: dict) -> int:

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxlm.core import trees
 from jaxlm.core.config import ConfigError
@@ -35,6 +36,7 @@ FORMAT = 1
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
+BARRIER_MS = 600_000  # until the other processes are taken for dead
 _TEMPORARY, _REPLACED = ".tmp-", ".old-"
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -171,7 +173,12 @@ def restore(path: str | os.PathLike, target: Any, part: str | None = None) -> An
     if stored:
         item = trees.unflatten(dict.fromkeys(stored, 0))
         restore_args = {name: _restore_args(ocp, leaf) for name, leaf in stored.items()}
-        with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+        # Two of the largest arrays may be on their way at once, beside those that have arrived.
+        at_once = 2 * max(_num_bytes(saved[name]) for name in stored) + 2**20
+        handler = ocp.PyTreeCheckpointHandler(
+            handler_impl=ocp.BasePyTreeCheckpointHandler(restore_concurrent_bytes=at_once)
+        )
+        with contextlib.closing(ocp.Checkpointer(handler)) as reader:
             try:
                 tree = reader.restore(
                     path / _ARRAYS,
@@ -182,12 +189,14 @@ def restore(path: str | os.PathLike, target: Any, part: str | None = None) -> An
             except (OSError, ValueError, KeyError) as error:
                 raise CheckpointError(f"{path}: {_reason(error)}") from None
         arrays = {name: _at(tree, name) for name in stored}
+        del tree
     leaves = []
     for name, leaf in targets.items():
-        array = arrays.get(name)
+        array = arrays.pop(name, None)
         if array is None:
             array = np.zeros(saved[name]["shape"], jnp.dtype(saved[name]["dtype"]))
-        leaves.append(_as_target(array, leaf, saved[name]))
+        # One by one, so that there are never two copies of all.
+        leaves.append(jax.block_until_ready(_as_target(array, leaf, saved[name])))
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -195,8 +204,9 @@ class Checkpointer:
     """Writes the checkpoints of one run in the background and deletes those no longer needed.
 
     Kept are the newest `keep_last`, and the `keep_best` of lowest `metric`. A checkpoint that
-    cannot be read is neither counted nor deleted. One process at a time, the one with the lock of
-    the workdir, may have a Checkpointer: it clears away what a killed one left.
+    cannot be read is neither counted nor deleted. One run at a time, the one with the lock of the
+    workdir, may have a Checkpointer: it clears away what a killed one left. Of a run of several
+    processes each has one, and all save together.
     """
 
     def __init__(
@@ -215,9 +225,11 @@ class Checkpointer:
         self._writer = None
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
+        self._writes = jax.process_index() == 0
         try:
-            (self._workdir / FOLDER).mkdir(parents=True, exist_ok=True)
-            _clear_leftovers(self._workdir / FOLDER)
+            if self._writes:
+                (self._workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+                _clear_leftovers(self._workdir / FOLDER)
         except OSError as error:
             raise CheckpointError(f"{self._workdir / FOLDER}: {error.strerror}") from None
 
@@ -258,8 +270,10 @@ class Checkpointer:
         manifest = json.loads(json.dumps(manifest))  # what cannot be JSON fails here, not later
         stored = {n: _to_stored(leaf) for n, leaf in leaves.items() if 0 not in np.shape(leaf)}
         try:
-            shutil.rmtree(temporary, ignore_errors=True)  # of a save that was interrupted
-            temporary.mkdir()
+            if self._writes:
+                shutil.rmtree(temporary, ignore_errors=True)  # of a save that was interrupted
+                temporary.mkdir()
+            _wait_for_all(f"{temporary.name} made")
             if stored:
                 self._begin(temporary / _ARRAYS, trees.unflatten(stored))
         except Exception as error:
@@ -278,6 +292,8 @@ class Checkpointer:
           CheckpointError: as `wait`, or there is no readable checkpoint of this step.
         """
         self.wait()
+        if not self._writes:
+            return
         path = step_dir(self._workdir, step)
         manifest = read_manifest(path)
         manifest["metrics"] |= {name: float(value) for name, value in metrics.items()}
@@ -320,6 +336,9 @@ class Checkpointer:
         try:
             if self._writer is not None:
                 self._writer.wait_until_finished()
+            _wait_for_all(f"{temporary.name} written")
+            if not self._writes:
+                return
             manifest["files"] = _hash_and_sync(temporary)
             manifest["sha256"] = _manifest_hash(manifest)
             workdir_lib.write_text_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
@@ -346,6 +365,19 @@ class Checkpointer:
                 shutil.rmtree(doomed)
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be deleted: {_reason(error)}") from None
+
+
+def on_host(leaf: Any) -> np.ndarray:
+    """A leaf as a numpy array, gathered from the other processes where they hold parts of it."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(jax.device_get(leaf))
+
+
+def _wait_for_all(what: str) -> None:
+    """Returns when every process of the run is here; from a thread of each as well."""
+    if jax.process_count() > 1:
+        preload().multihost.get_barrier_sync_fn()(key=what, timeout_ms=BARRIER_MS)
 
 
 def _steps(workdir: str | os.PathLike) -> list[int]:
@@ -466,6 +498,12 @@ def _describe(leaf: Any) -> dict[str, Any]:
     return description
 
 
+def _num_bytes(saved: dict[str, Any]) -> int:
+    """Of a saved leaf; a typed key of any generator is no larger than here."""
+    width = 16 if "key_impl" in saved else jnp.dtype(saved["dtype"]).itemsize
+    return math.prod(saved["shape"]) * width
+
+
 def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
 
@@ -493,15 +531,21 @@ def _to_stored(leaf: Any) -> Any:
 
 
 def _restore_args(ocp: Any, leaf: Any) -> Any:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is not None and len(sharding.device_set) > 1 and not _is_key(leaf):
-        return ocp.ArrayRestoreArgs(sharding=sharding)
+    if _is_spread(leaf) and not _is_key(leaf):
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding)
     return ocp.RestoreArgs(restore_type=np.ndarray)
+
+
+def _is_spread(leaf: Any) -> bool:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding is not None and len(sharding.device_set) > 1
 
 
 def _as_target(array: Any, leaf: Any, saved: dict[str, Any]) -> Any:
     if _is_key(leaf):
-        return jax.random.wrap_key_data(jnp.array(array), impl=saved["key_impl"])
+        # Placed as numbers: a key cannot be put on devices of other processes.
+        data = jax.device_put(array, leaf.sharding) if _is_spread(leaf) else jnp.array(array)
+        return jax.random.wrap_key_data(data, impl=saved["key_impl"])
     if isinstance(leaf, np.ndarray | np.generic):
         return np.asarray(array) if np.shape(array) else np.asarray(array)[()]
     if not hasattr(leaf, "dtype"):

@@ -7,7 +7,6 @@ import hashlib
 import os
 import pathlib
 
-import jax
 import numpy as np
 
 from jaxlm.core import trees
@@ -22,7 +21,7 @@ def fingerprint(params: Params) -> str:
     """64 hex digits, the SHA-256 of every path, shape, dtype and value."""
     digest = hashlib.sha256()
     for path, leaf in trees.flatten(params).items():
-        array = np.ascontiguousarray(jax.device_get(leaf))
+        array = np.ascontiguousarray(checkpoints.on_host(leaf))
         digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()

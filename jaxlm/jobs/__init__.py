@@ -10,9 +10,14 @@ from typing import Any, NamedTuple
 JOBS = {
     "train": "train a model on text, or go on with a run",
     "evaluate": "the validation loss of a run, from its checkpoint",
+    "inspect": "what is in a run's checkpoint: arrays, shapes, sizes, hashes",
     "sample": "text from a run's model",
     "tokenizer": "train a tokenizer on text, save it, and show what it makes of the text",
+    "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
+    "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",
+    "check_layouts": "a config's step on 8 devices, under every layout, against one device",
     "compare": "runs side by side, and the fields in which their configs differ",
+    "doctor": "what this machine offers, what is wrong, and what puts it right",
 }
 
 BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their own

@@ -4,6 +4,7 @@ import os
 
 import jax
 
+from jaxlm.core.config import ConfigError
 from jaxlm.jobs.long_texts import num_cores
 
 
@@ -20,3 +21,21 @@ def one_cpu_device_per_core() -> None:
         jax.config.update("jax_num_cpu_devices", num_cores())
     except RuntimeError:  # the backend is running already
         return
+
+
+def force_cpu_devices(number: int) -> None:
+    """Makes the machine's processor so many devices, and the only ones.
+
+    Raises:
+      ConfigError: XLA_FLAGS says another number, or a computation has already been run.
+    """
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError:  # the backend is running already
+        pass
+    if jax.device_count() != number:
+        raise ConfigError(
+            f"{number} devices of the CPU are needed, there are {jax.device_count()}: leave "
+            "xla_force_host_platform_device_count out of XLA_FLAGS"
+        )

@@ -25,6 +25,7 @@ from jaxlm.decode.generate import make_generator
 from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
 from jaxlm.io.trackers import Trackers
+from jaxlm.jobs import processes
 from jaxlm.jobs.setup import (
     Data,
     decoding_model,
@@ -38,6 +39,7 @@ from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.progress import make_progress
 from jaxlm.train.config import RunConfig
+from jaxlm.train.layouts import Layout
 from jaxlm.train.state import TrainState
 
 METRICS_FILE = "metrics.jsonl"  # only what is a function of (config, text, step)
@@ -58,14 +60,18 @@ class Recorder:
         self,
         cfg: RunConfig,
         folder: pathlib.Path,
+        own: pathlib.Path,
         data: Data,
         model: LanguageModel,
+        layout: Layout,
         hypers: dict[str, float],
         start: int,
         started: float,
     ):
-        self.cfg, self.folder, self.data, self.hypers = cfg, folder, data, hypers
-        self.started = started
+        self.cfg, self.folder, self.data, self.hypers = cfg, own, data, hypers
+        self._checkpoints = folder  # of all processes; `own` is where this one writes its logs
+        self._stop: signal.Signals | None = None
+        self.started, self._layout = started, layout
         self.validation: dict[str, float] = {}
         self._num_skipped = num_skipped(folder)
         self._speeds: list[float] = []
@@ -87,7 +93,7 @@ class Recorder:
         self._timings = stack.enter_context(metric_log.MetricLog(self.folder / TIMINGS_FILE))
         self._samples = stack.enter_context(metric_log.MetricLog(self.folder / SAMPLES_FILE))
         self._checkpointer = stack.enter_context(
-            checkpoints.Checkpointer(self.folder, train.keep_last, train.keep_best)
+            checkpoints.Checkpointer(self._checkpoints, train.keep_last, train.keep_best)
         )
         self._progress = stack.enter_context(make_progress(train.num_steps, self._step))
         self._trackers = stack.enter_context(self._open_trackers())
@@ -99,10 +105,14 @@ class Recorder:
     def __exit__(self, *exc) -> None:
         self._exit.__exit__(*exc)
 
+    def note(self, line: str) -> None:
+        """Prints a line beside the progress shown."""
+        self._progress.note(line)
+
     @property
     def signal(self) -> signal.Signals | None:
-        """The one that asked the run to end, if one did."""
-        return self._stop_request()
+        """The one that asked the run to end, if one did; known from the end of a call on."""
+        return self._stop
 
     @staticmethod
     def cut_back(path: pathlib.Path, step: int) -> None:
@@ -123,7 +133,11 @@ class Recorder:
         self._progress.update(
             step, loss=metrics["loss"][-1], tokens_per_s=tokens / seconds, val_loss=val_loss
         )
-        return self.signal is not None
+        # One of several processes may have been asked alone: all end at the same step.
+        self._stop = (
+            signal.Signals(n) if (n := processes.largest(self._stop_request() or 0)) else None
+        )
+        return self._stop is not None
 
     def finish_edge(self, step: int, state: TrainState) -> float | None:
         """Validation and samples of `step`, where they are due; returns the validation loss."""
@@ -145,7 +159,7 @@ class Recorder:
             "corpus": self.data.corpus.fingerprint,
         }
         if state.frozen:
-            self._frozen = self._frozen or frozen.save(self.folder, state.frozen)
+            self._frozen = self._frozen or frozen.save(self._checkpoints, state.frozen)
             extra["frozen"] = self._frozen
         self._checkpointer.save(self._step, state.replace(frozen={}), extra=extra)
         self._saved_step = self._step
@@ -169,18 +183,22 @@ class Recorder:
         }
         if self._speeds:
             speed = statistics.median(self._speeds)
-            device = {"device_kind": jax.devices()[0].device_kind, "dtype": cfg.model.dtype}
+            device = {
+                "device_kind": jax.devices()[0].device_kind,
+                "dtype": cfg.model.dtype,
+                "num_devices": self._layout.mesh.size,
+            }
             summary |= {
                 "tokens_per_s": speed,
                 "flops_per_s": speed * cost.full,
-                "mfu": flops.mfu(speed, cost.full, num_devices=1, **device),
-                "mfu_causal": flops.mfu(speed, cost.causal, num_devices=1, **device),
+                "mfu": flops.mfu(speed, cost.full, **device),
+                "mfu_causal": flops.mfu(speed, cost.causal, **device),
             }
         workdir.save_json(self.folder / SUMMARY_FILE, summary)
         return summary
 
     def _open_trackers(self) -> Trackers:
-        names, history = self.cfg.train.trackers, []
+        names, history = self.cfg.train.trackers if processes.is_writer() else (), []
         if names:
             for name in (METRICS_FILE, SAMPLES_FILE):
                 history += metric_log.read(self.folder / name)
@@ -228,7 +246,7 @@ class Recorder:
             self._timings.append({**record, "peak_memory_bytes": _peak_memory()})
 
     def _validate(self, step: int, state: TrainState) -> float:
-        batches = validation_batches(self.cfg, self.data)
+        batches = validation_batches(self.cfg, self.data, self._layout.num_rows)
         batches = itertools.islice(batches, self.cfg.train.eval_batches)
         self.validation = self._evaluate(self._weights(state), batches)
         self._log_metrics({"step": step, "split": "validation", **self.validation})
@@ -291,7 +309,7 @@ def _order(record: dict[str, Any]) -> tuple[int, int]:
 
 def _peak_memory() -> int:
     """Bytes: of the device's memory where it counts them, else of this process."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from jaxlm.core.config import ConfigError
+from jaxlm.core.params import count_params
 from jaxlm.decode.generate import make_generator
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
@@ -14,6 +15,8 @@ from jaxlm.jobs.setup import (
     open_run,
     require_workdir,
 )
+
+LARGE = 10_000_000  # parameters from which on a faster token is worth a longer compilation
 
 
 def main(launch: Launch) -> int:
@@ -32,11 +35,12 @@ def main(launch: Launch) -> int:
         prompt = run.tokenizer.encode(flags.prompt, allow_special=True)
     except ConfigError as error:
         raise ConfigError(f"--prompt: {error}") from None
-    generate = make_generator(
-        decoding_model(run.cfg.model), max_length=max_positions(run.cfg.model)
-    )
+    model, params = decoding_model(run.cfg.model), run.params
+    if count_params(model.specs) >= LARGE:
+        params = jax.jit(model.decoding_params)(params)
+    generate = make_generator(model, max_length=max_positions(run.cfg.model))
     out = generate(
-        run.params,
+        params,
         [prompt] * flags.num_samples,
         jax.random.key(flags.seed),
         num_tokens=flags.num_tokens,

@@ -25,6 +25,7 @@ from jaxlm.models.backends import Choice, choose_attend, choose_linear, choose_u
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
+from jaxlm.train.layouts import Layout, make_layout
 from jaxlm.train.program import trained_specs
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -72,12 +73,16 @@ def token_file_of(corpus: Corpus, tokenizer: Tokenizer) -> pathlib.Path:
     return cached_token_file(corpus, tokenizer, encode_documents=encode)
 
 
-def validation_batches(cfg: RunConfig, data: Data) -> Iterator[Batch]:
-    """The whole validation split, in the batches that both training and --job=evaluate use."""
+def validation_batches(cfg: RunConfig, data: Data, num_parts: int = 1) -> Iterator[Batch]:
+    """The whole validation split, in the batches that both training and --job=evaluate use.
+
+    num_parts: their rows are a multiple of it.
+    """
     S = cfg.model.context_length
+    rows = max(1, EVAL_TOKENS // S)
     return evaluation_batches(
         data.validation,
-        batch_size=max(1, EVAL_TOKENS // S),
+        batch_size=rows + -rows % num_parts,
         context_length=S,
         mask_documents=cfg.data.mask_documents,
     )
@@ -124,6 +129,16 @@ def backends_of(cfg: RunConfig) -> Backends:
         raise ConfigError(f"{FLAG}train.attention={cfg.train.attention}: {error}") from None
     options = {"linear": choose_linear(), "unroll": choose_unroll(cfg.model)}
     return Backends({"attend": choice.attend, **options}, choice)
+
+
+def layout_of(cfg: RunConfig, specs: dict[str, Any]) -> Layout:
+    """Where the arrays of a run lie that trains a model with `specs`, on the devices that are here.
+
+    Raises:
+      ConfigError: there are too few devices, or something does not divide among them.
+    """
+    rows = cfg.data.batch_size // cfg.train.num_microbatches
+    return make_layout(cfg.mesh, specs, num_rows=rows)
 
 
 def decoding_model(cfg: TransformerConfig) -> LanguageModel:
@@ -186,9 +201,16 @@ def check_choice(flags: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"--{name}={value}: expected one of {', '.join(choices)}")
 
 
-def open_run(workdir: pathlib.Path, which: str = "newest", flag: str = "--workdir") -> TrainedRun:
+def open_run(
+    workdir: pathlib.Path,
+    which: str = "newest",
+    flag: str = "--workdir",
+    layout: Layout | None = None,
+) -> TrainedRun:
     """The model of a run with the weights of its newest or best good checkpoint.
 
+    Args:
+      layout: where to put them; None: on one device.
     Raises:
       ConfigError: no checkpoint, or one of another tokenizer or shape; it begins with `flag`.
     """
@@ -201,20 +223,27 @@ def open_run(workdir: pathlib.Path, which: str = "newest", flag: str = "--workdi
     path, manifest = found
     check_tokenizer(manifest, tokenizer, path)
     model = transformer.build(cfg.model)
-    abstract = params_lib.abstract_params(trained_specs(cfg, model.specs))
+    abstract = abstract_weights(trained_specs(cfg, model.specs), layout)
     params = checkpoints.restore(path, abstract, part="params")
-    params = model_weights(cfg, params, restore_frozen(workdir, manifest, model))
+    params = model_weights(cfg, params, restore_frozen(workdir, manifest, model, layout))
     return TrainedRun(
         cfg, tokenizer, model, params, manifest["step"], path, manifest["extra"]["corpus"]
     )
 
 
-def restore_frozen(workdir: pathlib.Path, manifest: dict, model: LanguageModel) -> Params:
+def abstract_weights(specs: dict[str, Any], layout: Layout | None) -> Params:
+    """Weights to be restored: their shapes, and where each is to lie where there is a layout."""
+    return params_lib.abstract_params(specs) if layout is None else layout.weights(specs)
+
+
+def restore_frozen(
+    workdir: pathlib.Path, manifest: dict, model: LanguageModel, layout: Layout | None = None
+) -> Params:
     """The base of the adapters in a checkpoint; {} where the run trains every weight."""
     digest = manifest["extra"].get("frozen")
     if digest is None:
         return {}
-    return frozen.restore(workdir, digest, params_lib.abstract_params(model.specs))
+    return frozen.restore(workdir, digest, abstract_weights(model.specs, layout))
 
 
 def check_tokenizer(manifest: dict, tokenizer: Tokenizer, path: pathlib.Path) -> None:

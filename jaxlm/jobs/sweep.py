@@ -43,6 +43,7 @@ from jaxlm.reports.sweep_report import (
     write_sweep_report,
 )
 from jaxlm.train.config import RunConfig
+from jaxlm.train.layouts import MeshConfig
 from jaxlm.train.population import compile_population, means, stack_hypers, start_all_from
 from jaxlm.train.program import Group, group_by_structure, hyper_values, make_program, trained_specs
 
@@ -141,6 +142,11 @@ def read_sweep(launch: Launch) -> Sweep:
             configs.append(apply_overrides(base, point))
         except ConfigError as error:
             raise ConfigError(f"{flag}: point {number}: {error}") from None
+        if configs[-1].mesh != MeshConfig() or configs[-1].train.parallel != "jit":
+            raise ConfigError(
+                f"{flag}: point {number}: a sweep spreads its runs over the devices, each of them "
+                "on one: leave mesh and train.parallel as they are"
+            )
     return Sweep(path.stem, base, points, configs)
 
 

@@ -1,5 +1,6 @@
 """--job=train: from text to a trained model, its checkpoints, metrics, samples and report."""
 
+import contextlib
 import pathlib
 import sys
 import threading
@@ -15,8 +16,9 @@ from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import batch_at, num_windows
 from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
-from jaxlm.jobs import Launch
+from jaxlm.jobs import Launch, processes
 from jaxlm.jobs.configs import launch_config
+from jaxlm.jobs.profiler import Profiler
 from jaxlm.jobs.recorder import (
     METRICS_FILE,
     PROVENANCE_FILE,
@@ -35,6 +37,7 @@ from jaxlm.jobs.setup import (
     batch_options,
     check_corpus,
     check_tokenizer,
+    layout_of,
     open_run,
     prepare_data,
     restore_frozen,
@@ -46,10 +49,10 @@ from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
+from jaxlm.train.layouts import Layout
 from jaxlm.train.loop import run_loop
-from jaxlm.train.program import hyper_values, make_program, trained_specs
+from jaxlm.train.program import hyper_values, place_program, trained_specs
 from jaxlm.train.state import TrainState
-from jaxlm.train.step import compile_steps
 
 SCHEDULE_FILE = "schedule.json"
 
@@ -65,6 +68,7 @@ FREE_OF_BASE = (
 def main(launch: Launch) -> int:
     """Trains; whatever can be refused is refused before the run's folder is made."""
     started = time.perf_counter()
+    processes.join(launch.flags)
     threading.Thread(target=checkpoints.preload, daemon=True).start()  # beside reading the text
     compile_cache.enable()
     cfg, name = launch_config(launch)
@@ -83,32 +87,42 @@ def main(launch: Launch) -> int:
     hypers = hyper_values(cfg)
     sample_request(cfg, data)
     backends = backends_of(cfg)
-    model = transformer.build(cfg.model, **backends.options)
+    layout = layout_of(cfg, transformer.param_specs(cfg.model))
+    model = transformer.build(cfg.model, **backends.options, **layout.functions)
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
-    base = open_base(cfg, model) if cfg.train.init_from and not saved else None
+    base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
+    if jax.process_count() > 1 and (folder is None or cfg.train.parallel == "pmap"):
+        what = "--workdir must be given" if folder is None else "train.parallel must be jit"
+        raise ConfigError(f"--coordinator={launch.flags.coordinator}: {what}")
     folder = folder or workdir.new_run_dir("runs", name)
 
-    with workdir.WorkdirLock(folder):
+    lock = workdir.WorkdirLock(folder) if processes.is_writer() else contextlib.nullcontext()
+    with lock, processes.own_folder(folder) as own, processes.end_together():
         summary = finished(folder, cfg) if saved else None
         if summary is not None:
             print(f"{folder} is finished: {result_line(summary)}")
-            if not has_report(folder):
+            if processes.is_writer() and not has_report(folder):
                 write_run_report(folder)
             return 0
         found = checkpoints.newest_good(folder)
         if found is not None:
             check_resumable(cfg, data, *found)
+        processes.wait_for_all("the folder is read")
         if saved is None:
-            save_tokenizer(data.tokenizer, folder / TOKENIZER_FILE)
+            save_tokenizer(data.tokenizer, own / TOKENIZER_FILE)
         if saved != cfg:
-            workdir.save_config(folder, cfg)
+            workdir.save_config(own, cfg)
         print(f"run       {folder}")
         for change in changes:
             print(f"changed   {change}")
         describe(cfg, data, model, hypers)
         print(f"attention {backends.attention.name}: {backends.attention.why}")
+        if jax.device_count() > 1:
+            print(f"devices   {layout.mesh.size} of {jax.device_count()}: {layout.description}")
         try:
-            return _train(cfg, folder, data, model, backends, hypers, base, found, started)
+            return _train(
+                cfg, folder, own, data, model, backends, layout, hypers, base, found, started
+            )
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
@@ -224,52 +238,55 @@ def flops_per_token(cfg: RunConfig, model: LanguageModel) -> flops.TrainFlops:
 def _train(
     cfg: RunConfig,
     folder: pathlib.Path,
+    own: pathlib.Path,
     data: Data,
     model: LanguageModel,
     backends: Backends,
+    layout: Layout,
     hypers: dict[str, float],
     base: TrainedRun | None,
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    program = make_program(cfg, data.tokenizer.token_bytes, **backends.options)
-    # Run once, the initial state is compiled for a quick start: 1.4 s in place of 5.9 at 0.8 M
-    # parameters on a CPU, where random bits are long programs.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    make_state = jax.jit(lambda: program.init(cfg.seed, hypers), compiler_options=quick)
+    program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **backends.options)
     if found is None:
-        start, state = 0, make_state()
+        start, state = 0, program.init()
         if cfg.train.init_from is not None:
-            base = base or open_base(cfg, model)  # killed before its first checkpoint
+            base = base or open_base(cfg, model, layout)  # killed before its first checkpoint
             print(f"weights   of step {base.step} of {cfg.train.init_from}")
             part = "params" if cfg.lora.rank is None else "frozen"
             state = state.replace(**{part: base.params})
     else:
         path, manifest = found
-        start, state = manifest["step"], _restore(path, jax.eval_shape(make_state), hypers)
-        state = state.replace(frozen=restore_frozen(folder, manifest, model))
+        start, state = manifest["step"], _restore(path, program.state.replace(frozen={}), hypers)
+        state = state.replace(frozen=restore_frozen(folder, manifest, model, layout))
         print(f"resumed   at step {start} from {path}")
     for name in (METRICS_FILE, SAMPLES_FILE):
-        Recorder.cut_back(folder / name, start)
+        Recorder.cut_back(own / name, start)
 
-    workdir.save_json(folder / PROVENANCE_FILE, provenance.collect(cfg.seed))
+    workdir.save_json(own / PROVENANCE_FILE, provenance.collect(cfg.seed))
     table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=200)
-    workdir.save_json(folder / SCHEDULE_FILE, [[n + 1, rate] for n, rate in table])
+    workdir.save_json(own / SCHEDULE_FILE, [[n + 1, rate] for n, rate in table])
+
+    rows = layout.local_rows(cfg.data.batch_size)
 
     def batch(n):
-        return batch_at(data.train, cfg.seed, n, **batch_options(cfg))
+        return batch_at(data.train, cfg.seed, n, rows=rows, **batch_options(cfg))
 
     print(f"compiled  so far {compile_cache.counts()}")
-    with Recorder(cfg, folder, data, model, hypers, start, started) as recorder:
+    with (
+        Recorder(cfg, folder, own, data, model, layout, hypers, start, started) as recorder,
+        Profiler(cfg.train, own, start, recorder.note) as profiler,
+    ):
         recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
         state = run_loop(
-            compile_steps(program.step),
+            program.run,
             state,
             batch,
             start=start,
             num_steps=cfg.train.num_steps,
             steps_per_call=cfg.train.steps_per_call,
-            hooks=[recorder.after_call],
+            hooks=[recorder.after_call, profiler.after_call],
         )
         if recorder.signal is not None:
             recorder.save(state)
@@ -280,13 +297,15 @@ def _train(
         params_lib.count_params(program.specs), flops_per_token(cfg, model)
     )
     print(f"result    {result_line(summary)}")
+    if not processes.is_writer():
+        return 0
     report = write_run_report(folder)
     print(f"report    {report}  ({time.perf_counter() - started:.1f} s in all)")
     return 0
 
 
-def open_base(cfg: RunConfig, model: LanguageModel) -> TrainedRun:
-    """The run whose weights this one starts from.
+def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None) -> TrainedRun:
+    """The run whose weights this one starts from, placed as `layout` says; None: on one device.
 
     Raises:
       ConfigError: no such run or checkpoint, or its weights are of other shapes than `cfg.model`
@@ -295,8 +314,9 @@ def open_base(cfg: RunConfig, model: LanguageModel) -> TrainedRun:
     source = pathlib.Path(cfg.train.init_from)
     flag = f"{FLAG}train.init_from"
     try:
-        base = open_run(source, flag=flag)
-        params_lib.check_params(base.params, model.specs)
+        specs = transformer.param_specs(workdir.load_config(source, RunConfig).model)
+        params_lib.check_params(params_lib.abstract_params(specs), model.specs)
+        base = open_run(source, flag=flag, layout=layout)
     except ConfigError:
         raise
     except ValueError as error:
@@ -318,4 +338,5 @@ def _restore(path: pathlib.Path, abstract: TrainState, hypers: dict[str, float])
     """The state of a checkpoint, with the hyper-parameters of this launch."""
     state = checkpoints.restore(path, abstract)
     fresh = {name: np.float32(value) for name, value in hypers.items()}
-    return state.replace(hypers=jax.tree.map(jax.numpy.asarray, fresh))
+    where = {name: leaf.sharding for name, leaf in abstract.hypers.items()}
+    return state.replace(hypers=jax.device_put(fresh, where))

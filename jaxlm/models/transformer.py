@@ -123,12 +123,13 @@ class Sizes(NamedTuple):
 class KVCache:
     """Keys and values of the tokens so far.
 
-    k, v: [N, B, T, K, Dh] in the compute dtype. length: i32[B], tokens held in each row; entries
-    behind it are never read, so lowering it takes tokens back.
+    k, v: for each layer [B, K, T, Dh] in the compute dtype, apart so that a step writes its tokens
+    in place. length: i32[B], tokens held in each row; entries behind it are never read, so
+    lowering it takes tokens back.
     """
 
-    k: Array
-    v: Array
+    k: tuple[Array, ...]
+    v: tuple[Array, ...]
     length: Array
 
 
@@ -261,10 +262,10 @@ def _in_compute_dtype(params: Params, cfg: TransformerConfig) -> Params:
     )
 
 
-def _embed(params, tokens, positions, cfg):
-    x = params["embed"][tokens]
+def _embed(params, tokens, positions, cfg, constrain=_identity):
+    x = constrain(params["embed"], ("vocab", "embed_act"))[tokens]
     if cfg.positions == "learned":
-        x = x + params["positions"][positions]
+        x = x + constrain(params["positions"], ("positions", "embed_act"))[positions]
     if cfg.positions == "sinusoidal":
         x = x + sinusoidal(positions, cfg.d_model)
     return x.astype(cfg.dtype)
@@ -341,7 +342,8 @@ def hidden(
         x = x if probe is None else x + probe
         return block(x, w, cfg, key=key, dropout=rate, **options)
 
-    x = drop(_embed(params, tokens, positions, cfg), rate, None if key is None else keys[-1])
+    x = _embed(params, tokens, positions, cfg, constrain)
+    x = drop(x, rate, None if key is None else keys[-1])
     x = constrain(x, ("batch", "seq", "embed_act"))
     per_layer = (None if key is None else keys[:-1], probes)
     x, _ = _scan_blocks(x, params, cfg, run_block, per_layer, unroll)
@@ -351,7 +353,11 @@ def hidden(
 def unembed(params: Params, x: Array, cfg: TransformerConfig) -> Array:
     """Next-token logits f32[B, S, V] from `hidden` [B, S, D], products in cfg.dtype."""
     w = params["embed"].T if cfg.tied_head else params["unembed"]
-    logits = float32_product(x, w.astype(cfg.dtype))
+    return finish_logits(float32_product(x, w.astype(cfg.dtype)), params, cfg)
+
+
+def finish_logits(logits: Array, params: Params, cfg: TransformerConfig) -> Array:
+    """What follows the product with the head: its bias and the softcap."""
     if cfg.head_bias:
         logits = logits + params["unembed_bias"]
     if cfg.logit_softcap is not None:
@@ -367,39 +373,71 @@ def forward(params: Params, tokens: Array, cfg: TransformerConfig, **options) ->
 def init_cache(cfg: TransformerConfig, batch_size: int, length: int) -> KVCache:
     """An empty cache for up to `length` tokens a row."""
     N, _, _, _, _, K, Dh = cfg.sizes
-    empty = jnp.zeros((N, batch_size, length, K, Dh), cfg.dtype)
+    empty = (jnp.zeros((batch_size, K, length, Dh), cfg.dtype),) * N
     return KVCache(k=empty, v=empty, length=jnp.zeros(batch_size, jnp.int32))
 
 
+def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
+    """The weights as `extend` reads them fastest: in cfg.dtype, `blocks` one dict a layer.
+
+    From stacked weights each layer's are copied out again for every token; these are read where
+    they are, by a program that repeats the block for each layer and so takes longer to compile.
+    """
+    params = _in_compute_dtype(params, cfg)
+    layers = [{name: w[i] for name, w in params["blocks"].items()} for i in range(cfg.num_layers)]
+    return {**params, "blocks": tuple(layers)}
+
+
 def extend(
-    params: Params, tokens: Array, cache: KVCache, cfg: TransformerConfig
+    params: Params,
+    tokens: Array,
+    cache: KVCache,
+    cfg: TransformerConfig,
+    *,
+    linear: Callable[..., Array] = plain_linear,
+    unembed: Callable[..., Array] = unembed,
 ) -> tuple[Array, KVCache]:
     """Appends `tokens` i32[B, S] to each row of the cache.
 
     Rows may hold different lengths. The caller keeps length + S within the cache; writes beyond
     its end would move back over older entries.
 
+    Args:
+      params: of the model, or `decoding_params` of them.
+      linear, unembed: as those of this model, for weights that are kept otherwise.
     Returns:
       logits f32[B, S, V] after each of the tokens, and the cache with S more tokens a row.
     """
     if not cfg.causal:
         raise ValueError("causal=false: an encoder reads ahead, so it has no cached decoding")
-    params = _in_compute_dtype(params, cfg)
+    apart = isinstance(params["blocks"], tuple)
+    params = params if apart else _in_compute_dtype(params, cfg)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])
     angles = _angles(positions, cfg)
-    write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (at, 0, 0)))
+    write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0)))
 
     def run_block(x, w, kv):
         def cached(q, k, v):
-            k, v = write(kv[0], k, cache.length), write(kv[1], v, cache.length)
+            new = (jnp.swapaxes(each, 1, 2) for each in (k, v))
+            held = [write(*each, cache.length) for each in zip(kv, new, strict=True)]
+            k, v = (jnp.swapaxes(each, 1, 2) for each in held)
             # Entries behind a row's length have later positions: the causal mask drops them.
             kinds = {"window": cfg.window, "softcap": cfg.attention_softcap}
-            return plain_attend(q, k, v, causal=True, q_positions=positions, **kinds), (k, v)
+            return plain_attend(q, k, v, causal=True, q_positions=positions, **kinds), held
 
-        return block(x, w, cfg, angles=angles, attend=cached)
+        return block(x, w, cfg, angles=angles, attend=cached, linear=linear)
 
     x = _embed(params, tokens, positions, cfg)
-    x, (k, v) = _scan_blocks(x, params, cfg, run_block, (cache.k, cache.v))
+    if apart:
+        held = []
+        for w, *kv in zip(params["blocks"], cache.k, cache.v, strict=True):
+            x, kv = run_block(x, w, kv)
+            held.append(kv)
+        k, v = zip(*held, strict=True)
+    else:
+        stacked = (jnp.stack(cache.k), jnp.stack(cache.v))
+        x, held = _scan_blocks(x, params, cfg, run_block, stacked)
+        k, v = map(tuple, held)
     if cfg.norm_placement == "pre":
         x = _norm(x, params, "final_norm", cfg)
     return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + tokens.shape[1])
@@ -442,4 +480,5 @@ def build(cfg: TransformerConfig, **options: Any) -> LanguageModel:
         head=("embed" if cfg.tied_head else "unembed", *["unembed_bias"][: cfg.head_bias]),
         init_cache=functools.partial(init_cache, cfg),
         extend=functools.partial(extend, cfg=cfg),
+        decoding_params=functools.partial(decoding_params, cfg=cfg),
     )

@@ -10,6 +10,7 @@ from jaxlm.models.transformer import TransformerConfig
 from jaxlm.objectives.next_token import LossConfig
 from jaxlm.optim.config import OptimConfig
 from jaxlm.tokenizers.config import TokenizerConfig
+from jaxlm.train.layouts import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class TrainConfig:
     num_steps: int = 1000
     steps_per_call: int = 10  # steps inside one compiled call; the other counts are multiples of it
     num_microbatches: int = 1  # parts that a batch is cut into, to save memory
+    parallel: Literal["jit", "pmap"] = "jit"  # how a step runs on several devices
     attention: backends.Name = "auto"
     vocab_chunk: int | None = None  # ids whose logits are held at once; none: all
     log_every: int = 10
@@ -34,6 +36,7 @@ class TrainConfig:
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
     init_from: str | None = None  # the workdir of a run whose newest weights to start from
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # each an extra of that name
+    profile_steps: str | None = None  # trace the steps after the first of 10:20, to the second
 
     def __post_init__(self):
         positive = ("num_steps", "steps_per_call", "num_microbatches", "log_every", "eval_every")
@@ -63,12 +66,31 @@ class TrainConfig:
                 raise ValueError(
                     f"{name}={value} must be a multiple of steps_per_call={self.steps_per_call}"
                 )
+        profiled_steps(self)
+
+
+def profiled_steps(cfg: TrainConfig) -> tuple[int, int] | None:
+    """(first, last): the steps first + 1 to last are traced.
+
+    Raises:
+      ValueError: profile_steps is no such pair.
+    """
+    if cfg.profile_steps is None:
+        return None
+    steps, per_call = f"profile_steps={cfg.profile_steps}", cfg.steps_per_call
+    first, colon, last = cfg.profile_steps.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise ValueError(f"{steps} must be two steps, the later one behind a colon, such as 10:20")
+    if int(first) % per_call or int(last) % per_call:
+        raise ValueError(f"{steps}: both must be multiples of steps_per_call={per_call}")
+    return int(first), int(last)
 
 
 # What may change when a run is resumed: none of it alters a step that is already done.
-FREE_ON_RESUME = frozenset(
+FREE_ON_RESUME = frozenset(f"mesh.{f.name}" for f in dataclasses.fields(MeshConfig)) | frozenset(
     f"train.{name}"
     for name in (
+        "parallel",
         "num_steps",
         "log_every",
         "eval_every",
@@ -81,6 +103,7 @@ FREE_ON_RESUME = frozenset(
         "sample_tokens",
         "sample_temperatures",
         "trackers",
+        "profile_steps",
     )
 )
 
@@ -96,6 +119,7 @@ class RunConfig:
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
     seed: int = 0
 
     def __post_init__(self):
@@ -105,6 +129,12 @@ class RunConfig:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} must be a multiple of "
                 f"train.num_microbatches={self.train.num_microbatches}"
+            )
+        splits = self.mesh.fsdp * self.mesh.tensor > 1 or self.mesh.layout == "zero1"
+        if self.train.parallel == "pmap" and splits:
+            raise ValueError(
+                "train.parallel=pmap splits nothing but the batch, over mesh.data: leave the rest "
+                "of mesh as it is, or set train.parallel=jit"
             )
         if not self.model.causal:
             raise ValueError("model.causal=false: next-token training needs a causal model")

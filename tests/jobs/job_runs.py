@@ -66,17 +66,21 @@ class Launcher:
     """Launches runs: in one process that lives on (called), or each in a process of its own.
 
     All of them, and none of the tests' own process, keep their caches in `cache_home`.
+    devices: how many the processor is made to be.
     """
 
-    def __init__(self, cache_home: pathlib.Path):
+    def __init__(self, cache_home: pathlib.Path, devices: int = 1):
         self.cwd = cache_home
-        self._env = {
+        flags = [os.environ.get("XLA_FLAGS", ""), QUICK_COMPILES]
+        if devices > 1:
+            flags.append(f"--xla_force_host_platform_device_count={devices}")
+        self.env = {
             **os.environ,
             "XDG_CACHE_HOME": str(cache_home),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILES}",
+            "XLA_FLAGS": " ".join(flags),
         }
-        self._env.pop("JAX_COMPILATION_CACHE_DIR", None)
+        self.env.pop("JAX_COMPILATION_CACHE_DIR", None)
         self._worker: subprocess.Popen | None = None
 
     def __call__(self, *args: object, crash: tuple[str, int, bool] | None = None) -> Outcome:
@@ -115,7 +119,7 @@ class Launcher:
         return subprocess.Popen(
             [sys.executable, *map(str, args)],
             cwd=self.cwd,
-            env=self._env,
+            env=self.env,
             text=True,
             stdout=subprocess.PIPE,
             **pipes,

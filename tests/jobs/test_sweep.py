@@ -149,6 +149,7 @@ def test_a_bad_sweep_is_one_line(launch, config, tmp_path, name):
     [
         (["--sweep=nowhere.py"], "expected a .py file with get_sweep()"),
         (["--sweep={file}", "--config.seed=3"], "--config.seed: the sweep sets this field itself"),
+        (["--sweep={file}", "--config.mesh.fsdp=2"], "point 0: a sweep spreads its runs over the"),
         (["--sweep={file}", "--sweep_index=4"], "the sweep has 4 points, 0 to 3"),
         (["--sweep={file}", "--sweep_index=1", "--workdir="], "expected a value"),
         (["--sweep_index=1"], "of which sweep? give --sweep"),
