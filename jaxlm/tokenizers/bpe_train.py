@@ -50,7 +50,7 @@ def train_merges(
     while heap and len(merges) < num_merges:
         bound, left_key, right_key, left, right, places = heap[0]
         places = places[(symbols[places] == left) & (symbols[following[places]] == right)]
-        count = int(weights[places].sum())
+        count = int(np.add.reduce(weights[places]))
         if count != -bound:
             if count:
                 heapq.heapreplace(heap, (-count, left_key, right_key, left, right, places))
@@ -78,16 +78,18 @@ def train_merges(
         # as a pair of the second sort.
         x, y = symbols[before], symbols[after]
         has_x, has_y = (x >= 0) & (x != new), y >= 0
-        num_x = int(has_x.sum())
+        num_x = np.count_nonzero(has_x)
         partners = np.concatenate([x[has_x], y[has_y]])
         if not len(partners):
             continue
         starts = np.concatenate([before[has_x], places[has_y]])
         side = partners.copy()
         side[num_x:] += new + 1  # the second sort after the first
-        order = np.argsort(side, kind="stable")
+        order = side.argsort(kind="stable")
         side, partners, starts = side[order], partners[order], starts[order]
-        firsts = np.flatnonzero(np.concatenate([[True], side[1:] != side[:-1]]))
+        is_first = np.ones(len(side), bool)
+        np.not_equal(side[1:], side[:-1], out=is_first[1:])
+        firsts = is_first.nonzero()[0]
         totals = np.add.reduceat(weights[starts], firsts).tolist()
         ends = [*firsts[1:].tolist(), len(side)]
         for first, end, partner, total in zip(
