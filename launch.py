@@ -4,6 +4,7 @@
   python launch.py --config.data.path=FILE                train on your own text
   python launch.py --job=sample --workdir=runs/a --prompt="ROMEO:"
   python launch.py --job=evaluate --workdir=runs/a
+  python launch.py --job=tokenizer --config.tokenizer.vocab_size=8192 --config.data.path=FILE
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
   python launch.py --job=prove_causal --config=FILE       that no prediction sees its own target
   python launch.py --job=verify_resume --config=FILE      that a killed run ends as an unbroken one

@@ -24,5 +24,6 @@ STUDIES = {
     "lora_rank": "which LoRA rank, in which matrices, carries a model to another domain",
     "warmup": "which learning-rate schedule needs how much warmup, before pre-norm and post-norm",
     "ablations": "which parts of a small decoder its loss depends on",
+    "tokenizer": "how large a vocabulary is worth it, trained on which text and which bytes",
     "grad_norm_depth": "how gradients fare in deep transformers, by residuals, norms and scales",
 }

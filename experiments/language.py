@@ -17,15 +17,23 @@ _ROWS = 16  # windows of one validation batch
 def validation_losses(
     text: Text, configs: Sequence[RunConfig], num_tokens: int
 ) -> dict[int, np.ndarray]:
-    """Trains runs of one structure side by side; their loss on the validation text.
+    """The losses among `validation_scores`: {updates done: f32[P], nats/token}."""
+    scores = validation_scores(text, configs, num_tokens)
+    return {done: values["loss"] for done, values in scores.items()}
+
+
+def validation_scores(
+    text: Text, configs: Sequence[RunConfig], num_tokens: int
+) -> dict[int, dict[str, np.ndarray]]:
+    """Trains runs of one structure side by side; what they score on the validation text.
 
     A run reads its model (with the vocabulary of the text), batch, optimizer, loss, seed, number of
     steps and `train.eval_every` from its config. Runs of one seed see the same batches.
 
     Args:
-      num_tokens: of the validation text that count, the same for every run.
+      num_tokens: of the validation text that count, the same for every run; whole batches of them.
     Returns:
-      {updates done: f32[P], nats/token}.
+      {updates done: {"loss": f32[P], nats/token, "bits_per_byte": f32[P]}}.
     Raises:
       ValueError: configs of which one program cannot train all.
     """
@@ -43,7 +51,7 @@ def validation_losses(
         shared=_validation(text, cfg.model.context_length, num_tokens),
     )
     return {
-        done: np.asarray(scores["loss"].compute(), np.float32)
+        done: {name: np.asarray(mean.compute(), np.float32) for name, mean in scores.items()}
         for done, scores in trained.evaluations
     }
 

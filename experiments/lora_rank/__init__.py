@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments.checks import check_multiple
 from experiments.comparing import by_seed, difference
+from experiments.library import MODULES
 from experiments.lora_rank import figures, readings
-from experiments.lora_rank.library import MODULES
 from experiments.lora_rank.readings import BASE, FULL, LORA, OLD, OVER_R, OVER_SQRT_R, TARGETS
 from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, judge, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import library
 from experiments.language import train_runs
-from experiments.lora_rank import Config, library, readings
+from experiments.lora_rank import Config, readings
 from experiments.texts import Text, lane_batches, plays
 from jaxlm.analysis.statistics import early_stop
 from jaxlm.core import trees

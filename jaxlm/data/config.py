@@ -13,6 +13,7 @@ class DataConfig:
     val_fraction: float = 0.1  # of the tokens (split=tail) or of the documents (split=document)
     split: Literal["tail", "document"] = "tail"  # the corpus' end, or whole documents by their hash
     document_separator: str | None = None  # splits files into documents; none: one file is one
+    invalid_utf8: Literal["error", "replace"] = "error"  # replace: by U+FFFD, as decoders do
     mask_documents: bool = False  # attention and loss stop at the borders of documents
     order: Literal["shuffled", "contiguous"] = "shuffled"  # contiguous: for carried recurrent state
 
@@ -29,5 +30,7 @@ class DataConfig:
             raise ValueError(f"split={self.split!r} must be tail or document")
         if self.document_separator == "":
             raise ValueError("document_separator must not be empty; none makes one document a file")
+        if self.invalid_utf8 not in ("error", "replace"):
+            raise ValueError(f"invalid_utf8={self.invalid_utf8!r} must be error or replace")
         if self.order not in ("shuffled", "contiguous"):
             raise ValueError(f"order={self.order!r} must be shuffled or contiguous")

@@ -59,7 +59,8 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     each file starts a new document.
 
     Raises:
-      ConfigError: the path is missing, unreadable or without text, or a file is not UTF-8.
+      ConfigError: the path is missing, unreadable or without text, or a file is not UTF-8 and
+        `invalid_utf8` is "error".
     """
     flag = f"{FLAG}data.path={cfg.path}"
     separators = [cfg.document_separator] if cfg.document_separator is not None else []
@@ -76,7 +77,7 @@ def open_corpus(cfg: DataConfig) -> Corpus:
         }
 
     def read_pieces() -> KeyedPieces:
-        pieces = _read_files(openers)
+        pieces = _read_files(openers, "strict" if cfg.invalid_utf8 == "error" else "replace")
         for separator in separators:
             pieces = _split(pieces, separator)
         return pieces
@@ -131,20 +132,20 @@ def _raise_config_error(label: str) -> Callable[[OSError], None]:
 
 
 def _read_files(
-    openers: dict[str, Callable[[], contextlib.AbstractContextManager[BinaryIO]]],
+    openers: dict[str, Callable[[], contextlib.AbstractContextManager[BinaryIO]]], errors: str
 ) -> KeyedPieces:
     """The text of each file, keyed by its label, which is also how errors begin."""
     for label, open_file in openers.items():
         try:
             with open_file() as file:
-                for text in _decode(file, label):
+                for text in _decode(file, label, errors):
                     yield label, text
         except OSError as error:
             raise ConfigError(f"{label}: cannot read it: {error.strerror or error}") from None
 
 
-def _decode(file: BinaryIO, label: str) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def _decode(file: BinaryIO, label: str, errors: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
     offset = 0  # of the first byte that the decoder has not turned into text
     data = file.read(PIECE_BYTES)
     if data.startswith(codecs.BOM_UTF8):
@@ -157,7 +158,8 @@ def _decode(file: BinaryIO, label: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise ConfigError(
                 f"{label}: not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
-                f"{offset - pending + error.start} ({error.reason}); convert the file to UTF-8"
+                f"{offset - pending + error.start} ({error.reason}); convert the file to UTF-8, "
+                f"or set {FLAG}data.invalid_utf8=replace"
             ) from None
         if text:
             yield text

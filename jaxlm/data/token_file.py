@@ -7,6 +7,7 @@ SHA-256 of its text, so that a choice of documents by key needs neither their or
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import mmap
@@ -14,6 +15,7 @@ import os
 import pathlib
 import tempfile
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Literal, Protocol
 
@@ -30,6 +32,7 @@ DOCUMENT = np.dtype([("stop", "<i8"), ("key", "<u8")])
 BLOCK_BYTES = 1 << 22
 
 EncodeIterable = Callable[[Iterable[str]], Iterable[np.ndarray]]
+EncodeDocuments = Callable[[Iterable[Iterable[str]]], Iterable[Iterable[np.ndarray]]]
 
 
 class Tokenizer(Protocol):
@@ -104,13 +107,18 @@ class TokenFile:
 
 
 def cached_token_file(
-    corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | os.PathLike | None = None
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    cache_dir: str | os.PathLike | None = None,
+    encode_documents: EncodeDocuments | None = None,
 ) -> pathlib.Path:
     """The token file of this text by this tokenizer, built the first time it is asked for.
 
     Its name follows from the two fingerprints. Without `cache_dir` it lies in
     $XDG_CACHE_HOME/jaxlm/tokens, by default ~/.cache/jaxlm/tokens.
 
+    Args:
+      encode_documents: as for `build_token_file`, by the tokenizer; by default one after another.
     Raises:
       ConfigError: the folder cannot be written, or as `build_token_file`.
     """
@@ -126,7 +134,7 @@ def cached_token_file(
     build_token_file(
         path,
         corpus,
-        tokenizer.encode_iterable,
+        encode_documents or functools.partial(map, tokenizer.encode_iterable),
         vocab_size=tokenizer.vocab_size,
         tokenizer_fingerprint=tokenizer.fingerprint,
     )
@@ -141,7 +149,7 @@ def _user_cache() -> pathlib.Path:
 def build_token_file(
     path: str | os.PathLike,
     corpus: Corpus,
-    encode_iterable: EncodeIterable,
+    encode_documents: EncodeDocuments,
     *,
     vocab_size: int,
     tokenizer_fingerprint: str,
@@ -151,13 +159,15 @@ def build_token_file(
     Args:
       path: replaced if it exists; its folder is made.
       corpus: each document is encoded on its own.
-      encode_iterable: pieces of a document's text -> parts of its ids int[...], read lazily. How
-        the text is cut into pieces must not matter, and it must take all of them.
+      encode_documents: for each document its pieces of text -> for each the parts of its ids
+        int[...], all read lazily and in order. How a text is cut into pieces must not matter; all
+        pieces are to be taken before the last part is given, and documents may be read ahead.
       vocab_size: ids are stored as uint16 up to 65,536, else as uint32.
       tokenizer_fingerprint: asked for again by `open_token_file`.
     Raises:
       ConfigError: an id outside range(vocab_size), no ids at all, a corpus that changed since it
-        was opened, a folder or disk that cannot be written, or what `encode_iterable` raises.
+        was opened, a folder or disk that cannot be written, or what `encode_documents`
+        raises.
     """
     path = pathlib.Path(path)
     temporary = None
@@ -167,7 +177,7 @@ def build_token_file(
             dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
             temporary = pathlib.Path(file.name)
-            header = _write(file, corpus, encode_iterable, vocab_size, tokenizer_fingerprint)
+            header = _write(file, corpus, encode_documents, vocab_size, tokenizer_fingerprint)
             text = json.dumps(dataclasses.asdict(header))
             file.seek(0)
             file.write(MAGIC + text.encode().ljust(HEADER_BYTES - len(MAGIC) - 1) + b"\n")
@@ -187,7 +197,7 @@ def build_token_file(
 def _write(
     file: BinaryIO,
     corpus: Corpus,
-    encode_iterable: EncodeIterable,
+    encode_documents: EncodeDocuments,
     vocab_size: int,
     tokenizer_fingerprint: str,
 ) -> Header:
@@ -213,9 +223,9 @@ def _write(
 
     file.write(bytes(HEADER_BYTES))
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as documents:
-        for document in corpus.documents():
-            document_digest = hashlib.sha256()
-            for ids in encode_iterable(_hashed(document, document_digest)):
+        digests: deque = deque()  # of documents that are being read, the oldest first
+        for parts in encode_documents(_hashed(corpus.documents(), digests)):
+            for ids in parts:
                 wrong = ids[(ids < 0) | (ids >= vocab_size)]
                 if wrong.size:
                     raise ConfigError(
@@ -223,7 +233,7 @@ def _write(
                     )
                 write(ids.astype(dtype).tobytes())
                 num_tokens += len(ids)
-            key = document_digest.digest()
+            key = digests.popleft().digest()
             corpus_digest.update(key)
             documents.write(num_tokens.to_bytes(8, "little") + key[:8])
             num_documents += 1
@@ -239,10 +249,17 @@ def _write(
     return header.seal(payload_digest)
 
 
-def _hashed(pieces: Iterable[str], digest) -> Iterator[str]:
-    for piece in pieces:
-        digest.update(piece.encode())
-        yield piece
+def _hashed(documents: Iterable[Iterable[str]], digests: deque) -> Iterator[Iterator[str]]:
+    """The documents; the digest of each is appended, whole once the document has been read."""
+
+    def hashed(pieces: Iterable[str], digest) -> Iterator[str]:
+        for piece in pieces:
+            digest.update(piece.encode())
+            yield piece
+
+    for document in documents:
+        digests.append(hashlib.sha256())
+        yield hashed(document, digests[-1])
 
 
 def open_token_file(path: str | os.PathLike, tokenizer_fingerprint: str) -> TokenFile:

@@ -5,6 +5,7 @@ import os
 import jax
 
 from jaxlm.core.config import ConfigError
+from jaxlm.jobs.long_texts import num_cores
 
 
 def one_cpu_device_per_core() -> None:
@@ -16,9 +17,8 @@ def one_cpu_device_per_core() -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    usable = getattr(os, "sched_getaffinity", None)  # not on every system
     try:
-        jax.config.update("jax_num_cpu_devices", len(usable(0)) if usable else os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", num_cores())
     except RuntimeError:  # the backend is running already
         return
 

@@ -18,12 +18,12 @@ from jaxlm.data.corpus import Corpus, open_corpus
 from jaxlm.data.token_file import cached_token_file, open_token_file
 from jaxlm.io import checkpoints, frozen
 from jaxlm.io.workdir import CONFIG_FILE, load_config
-from jaxlm.jobs import Launch
+from jaxlm.jobs import Launch, long_texts
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.models.backends import Choice, choose_attend, choose_linear, choose_unroll
 from jaxlm.models.transformer import TransformerConfig
-from jaxlm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from jaxlm.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import Layout, make_layout
 from jaxlm.train.program import trained_specs
@@ -49,13 +49,28 @@ def prepare_data(cfg: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
     """
     corpus = open_corpus(cfg.data)
     if tokenizer is None:
-        texts = itertools.chain.from_iterable(corpus.documents())
-        tokenizer = train_tokenizer(cfg.tokenizer, texts)
-    path = cached_token_file(corpus, tokenizer)
+        tokenizer = tokenizer_of(corpus, cfg.tokenizer)
+    path = token_file_of(corpus, tokenizer)
     train, validation = open_splits(open_token_file(path, tokenizer.fingerprint), cfg.data)
     for split in (train, validation):
         check_length(split, cfg.model.context_length)
     return Data(corpus, tokenizer, train, validation)
+
+
+def tokenizer_of(corpus: Corpus, cfg: TokenizerConfig, **options: Any) -> Tokenizer:
+    """The tokenizer trained on this text, or read; options: of `train_tokenizer`."""
+    texts = itertools.chain.from_iterable(corpus.documents())
+    if corpus.num_bytes >= long_texts.LONG_TEXT:
+        options["count"] = long_texts.count_pretokens
+    return train_tokenizer(cfg, texts, **options)
+
+
+def token_file_of(corpus: Corpus, tokenizer: Tokenizer) -> pathlib.Path:
+    """The token file of this text, built the first time; a long text is encoded by all cores."""
+    if corpus.num_bytes < long_texts.LONG_TEXT:
+        return cached_token_file(corpus, tokenizer)
+    encode = functools.partial(long_texts.encode_documents, tokenizer)
+    return cached_token_file(corpus, tokenizer, encode_documents=encode)
 
 
 def validation_batches(cfg: RunConfig, data: Data, num_parts: int = 1) -> Iterator[Batch]:

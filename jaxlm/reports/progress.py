@@ -8,17 +8,26 @@ _BAR_INTERVAL_S = 0.1
 _LINE_INTERVAL_S = 5.0
 
 
-def make_progress(num_steps: int, start_step: int = 0, is_terminal: bool | None = None):
+def make_progress(
+    num_steps: int,
+    start_step: int = 0,
+    is_terminal: bool | None = None,
+    *,
+    unit: str = "step",
+    first: str = "compiling",
+):
     """The display of a run that goes from `start_step` to `num_steps`; close it at the end.
 
     Args:
       is_terminal: a live bar or plain lines; by default whether standard output is a terminal.
+      unit: what is counted.
+      first: what is being done until the first update; only a live bar says so.
     Returns:
       An object with `update`, `note` and `close`, and a context manager.
     """
     if is_terminal is None:
         is_terminal = sys.stdout.isatty()
-    return (_Bar if is_terminal else _Lines)(num_steps, start_step)
+    return (_Bar if is_terminal else _Lines)(num_steps, start_step, unit, first)
 
 
 class _Progress:
@@ -27,7 +36,8 @@ class _Progress:
     _interval_s: float  # the least time between two displays
     _keep_val_loss: bool  # whether a validation loss stays on display until the next one
 
-    def __init__(self, num_steps: int, start_step: int):
+    def __init__(self, num_steps: int, start_step: int, unit: str, first: str):
+        self._unit, self._first = unit, first
         self._num_steps, self._step, self._shown_step = num_steps, start_step, start_step
         self._clock_step: int | None = None  # time left is measured from the first update on,
         self._clock_s = 0.0  # so that compiling does not count as speed
@@ -93,7 +103,7 @@ class _Lines(_Progress):
 
     def _show(self, text: str) -> None:
         width = len(str(self._num_steps))
-        print(f"step {self._step:>{width}}/{self._num_steps}  {text}", flush=True)
+        print(f"{self._unit} {self._step:>{width}}/{self._num_steps}  {text}", flush=True)
 
     def note(self, text: str) -> None:
         print(text, flush=True)
@@ -103,13 +113,13 @@ class _Bar(_Progress):
     _interval_s = _BAR_INTERVAL_S
     _keep_val_loss = True
 
-    def __init__(self, num_steps: int, start_step: int):
-        super().__init__(num_steps, start_step)
+    def __init__(self, *args):
+        super().__init__(*args)
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._rich = Progress(
-            TextColumn("step"),
+            TextColumn(self._unit),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[text]}", markup=False),
@@ -118,7 +128,7 @@ class _Bar(_Progress):
             expand=True,
         )
         self._task = self._rich.add_task(
-            "", total=num_steps, completed=start_step, text="compiling"
+            "", total=self._num_steps, completed=self._step, text=self._first
         )
         self._rich.start()
 

@@ -12,7 +12,7 @@ Units", algorithm 1, over bytes.
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -20,7 +20,11 @@ _BORDER, _GONE = -1, -2  # in place of a symbol: between words, and merged into 
 _INVERTED = bytes(255 - b for b in range(256))
 
 
-def train_merges(word_counts: Mapping[bytes, int], num_merges: int) -> list[tuple[bytes, bytes]]:
+def train_merges(
+    word_counts: Mapping[bytes, int],
+    num_merges: int,
+    on_merge: Callable[[int], None] | None = None,
+) -> list[tuple[bytes, bytes]]:
     """The first `num_merges` merges, fewer where the words hold no further pair.
 
     A pair's count is the number of places where it is adjacent, times the count of the word, so
@@ -30,6 +34,7 @@ def train_merges(word_counts: Mapping[bytes, int], num_merges: int) -> list[tupl
 
     Args:
       word_counts: count of each pre-token; merges stay inside one.
+      on_merge: called with the number of merges after each.
     Returns:
       (left, right) bytes in order of merging.
     """
@@ -45,7 +50,7 @@ def train_merges(word_counts: Mapping[bytes, int], num_merges: int) -> list[tupl
     while heap and len(merges) < num_merges:
         bound, left_key, right_key, left, right, places = heap[0]
         places = places[(symbols[places] == left) & (symbols[following[places]] == right)]
-        count = int(weights[places].sum())
+        count = int(np.add.reduce(weights[places]))
         if count != -bound:
             if count:
                 heapq.heapreplace(heap, (-count, left_key, right_key, left, right, places))
@@ -55,6 +60,8 @@ def train_merges(word_counts: Mapping[bytes, int], num_merges: int) -> list[tupl
         heapq.heappop(heap)
         new = len(pieces)
         merges.append((pieces[left], pieces[right]))
+        if on_merge:
+            on_merge(len(merges))
         pieces.append(pieces[left] + pieces[right])
         keys.append(_descending(pieces[new]))
 
@@ -71,16 +78,18 @@ def train_merges(word_counts: Mapping[bytes, int], num_merges: int) -> list[tupl
         # as a pair of the second sort.
         x, y = symbols[before], symbols[after]
         has_x, has_y = (x >= 0) & (x != new), y >= 0
-        num_x = int(has_x.sum())
+        num_x = np.count_nonzero(has_x)
         partners = np.concatenate([x[has_x], y[has_y]])
         if not len(partners):
             continue
         starts = np.concatenate([before[has_x], places[has_y]])
         side = partners.copy()
         side[num_x:] += new + 1  # the second sort after the first
-        order = np.argsort(side, kind="stable")
+        order = side.argsort(kind="stable")
         side, partners, starts = side[order], partners[order], starts[order]
-        firsts = np.flatnonzero(np.concatenate([[True], side[1:] != side[:-1]]))
+        is_first = np.ones(len(side), bool)
+        np.not_equal(side[1:], side[:-1], out=is_first[1:])
+        firsts = is_first.nonzero()[0]
         totals = np.add.reduceat(weights[starts], firsts).tolist()
         ends = [*firsts[1:].tolist(), len(side)]
         for first, end, partner, total in zip(

@@ -1,11 +1,12 @@
-"""A BPE tokenizer from GPT-2's two files, vocab.json and merges.txt."""
+"""A BPE tokenizer from and to GPT-2's two files, vocab.json and merges.txt."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from jaxlm.core.config import ConfigError
 from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bpe_tokenizer, bytes_to_readable, readable_to_bytes
-from jaxlm.tokenizers.saved import read_json, read_text
+from jaxlm.tokenizers.saved import read_json, read_text, write_text
 from jaxlm.tokenizers.tokenizer import Tokenizer
 
 
@@ -60,3 +61,26 @@ def read_gpt2_files(
         )
     except ConfigError as error:
         raise ConfigError(f"{vocab_path} and {merges_path}: {error}") from None
+
+
+def write_gpt2_files(tokenizer: Tokenizer, vocab_path: str | Path, merges_path: str | Path) -> None:
+    """Writes the two files, special tokens among the vocabulary; `read_gpt2_files` reads them.
+
+    They do not say by which pattern text is cut.
+
+    Raises:
+      ConfigError: not a BPE tokenizer, a special token that is written as another token is, or a
+        file that cannot be written.
+    """
+    if tokenizer.kind != "bpe":
+        raise ConfigError(f"{vocab_path}: GPT-2's files hold no tokenizer of kind={tokenizer.kind}")
+    names = {id: special for special, id in tokenizer.special_ids.items()}
+    vocab: dict[str, int] = {}
+    for id, piece in enumerate(tokenizer.pieces):
+        name = names.get(id, bytes_to_readable(piece))
+        if name in vocab:
+            raise ConfigError(f"{vocab_path}: ids {vocab[name]} and {id} are both written {name!r}")
+        vocab[name] = id
+    merges = "".join(f"{line}\n" for line in tokenizer.content["merges"])
+    write_text(vocab_path, json.dumps(vocab, ensure_ascii=False) + "\n")
+    write_text(merges_path, "#version: 0.2\n" + merges)

@@ -14,13 +14,18 @@ from jaxlm.tokenizers.tokenizer import FORMAT, Tokenizer
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Writes the tokenizer, whole or not at all; ConfigError where the folder cannot be written."""
+    write_text(path, tokenizer.to_json())
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """A UTF-8 file, whole or not at all; its folder is made. ConfigError names the file."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(unfinished, "w", encoding="utf-8") as file:
-                file.write(tokenizer.to_json())
+            with open(unfinished, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)

@@ -89,6 +89,17 @@ class Tokenizer:
             split_stream(texts, self.special_ids, self.safe_cut), allow_special
         )
 
+    def ordinary_pieces(self, texts: Iterable[str]) -> Iterator[str]:
+        """Pieces that join to `texts`; their ids, each encoded alone, join to those of the whole.
+
+        For who encodes a text in several processes, by `encode_ordinary`.
+
+        Raises:
+          ConfigError: a special token in the text.
+        """
+        pieces = split_stream(texts, self.special_ids, self.safe_cut)
+        return (piece for piece, _ in _allowed(pieces, allow_special=False))
+
     def decode(self, ids: Any) -> str:
         """The text of ids [n]; bytes that are not UTF-8 become replacement characters.
 
@@ -135,18 +146,24 @@ class Tokenizer:
     def _encode_pieces(
         self, pieces: Iterator[tuple[str, bool]], allow_special: bool
     ) -> Iterator[np.ndarray]:
-        position = 0
-        for piece, is_special in pieces:
-            if not is_special:
-                yield self.encode_ordinary(piece)
-            elif allow_special:
+        for piece, is_special in _allowed(pieces, allow_special):
+            if is_special:
                 yield np.array([self.special_ids[piece]], np.int32)
             else:
-                raise ConfigError(
-                    f"text holds the special token {piece!r} at character {position}; remove it, "
-                    "or pass allow_special=True to encode it as one id"
-                )
-            position += len(piece)
+                yield self.encode_ordinary(piece)
+
+
+def _allowed(pieces: Iterator[tuple[str, bool]], allow_special: bool) -> Iterator[tuple[str, bool]]:
+    """`pieces`; ConfigError at a special one that is not allowed."""
+    position = 0
+    for piece, is_special in pieces:
+        if is_special and not allow_special:
+            raise ConfigError(
+                f"text holds the special token {piece!r} at character {position}; remove it, or "
+                "pass allow_special=True to encode it as one id"
+            )
+        yield piece, is_special
+        position += len(piece)
 
 
 def with_specials(

@@ -1,6 +1,7 @@
 """From a config and text to a tokenizer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from jaxlm.core.config import ConfigError
 from jaxlm.tokenizers.bpe import bpe_tokenizer
@@ -8,21 +9,32 @@ from jaxlm.tokenizers.bpe_train import train_merges
 from jaxlm.tokenizers.bytes import byte_tokenizer
 from jaxlm.tokenizers.characters import character_tokenizer
 from jaxlm.tokenizers.config import TokenizerConfig
+from jaxlm.tokenizers.gpt2_files import read_gpt2_files
 from jaxlm.tokenizers.pieces import cut_anywhere, split_stream
 from jaxlm.tokenizers.pretokens import count_pretokens, safe_cut
 from jaxlm.tokenizers.saved import load_tokenizer
+from jaxlm.tokenizers.tiktoken_file import read_tiktoken_ranks
 from jaxlm.tokenizers.tokenizer import Tokenizer, require_unicode
 
 FLAG = "--config.tokenizer."
 
 
-def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+def train_tokenizer(
+    config: TokenizerConfig,
+    texts: Iterable[str],
+    *,
+    count: Callable[[str, Iterable[str]], Mapping[str, int]] = count_pretokens,
+    on_merge: Callable[[int], None] | None = None,
+) -> Tokenizer:
     """The tokenizer that `config` asks for, trained on the joined `texts` or read from its path.
 
     `texts` are parts of one text, read once; how it is cut into parts changes nothing. Special
     tokens in it separate what lies on their two sides and are otherwise left out. Kind "bytes"
     and a config with a path read none of it.
 
+    Args:
+      count: bpe only; counts pre-tokens, as `count_pretokens`.
+      on_merge: bpe only; called with the number of merges after each.
     Raises:
       ConfigError: an empty text, a text with too few pairs for the vocabulary size, or a saved
         tokenizer that differs from what the config says.
@@ -38,17 +50,17 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         return character_tokenizer(
             seen, unknown=config.unknown, special_tokens=config.special_tokens
         )
-    return _train_bpe(config, texts)
+    return _train_bpe(config, texts, count, on_merge)
 
 
-def _train_bpe(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+def _train_bpe(config: TokenizerConfig, texts: Iterable[str], count, on_merge) -> Tokenizer:
     pieces = split_stream(texts, config.special_tokens, safe_cut(config.pattern))
-    counts = count_pretokens(config.pattern, _ordinary(pieces))
+    counts = count(config.pattern, _ordinary(pieces))
     if not counts:
         raise ConfigError("a bpe tokenizer cannot be trained on an empty text")
     require_unicode("".join(counts))
     num_merges = config.vocab_size - 256 - len(config.special_tokens)
-    merges = train_merges({word.encode(): n for word, n in counts.items()}, num_merges)
+    merges = train_merges({word.encode(): n for word, n in counts.items()}, num_merges, on_merge)
     if len(merges) < num_merges:
         most = 256 + len(merges) + len(config.special_tokens)
         raise ConfigError(
@@ -63,7 +75,15 @@ def _ordinary(pieces: Iterator[tuple[str, bool]]) -> Iterator[str]:
 
 
 def _load_as_configured(config: TokenizerConfig) -> Tokenizer:
-    tokenizer = load_tokenizer(config.path)
+    path = Path(config.path)
+    # The files of others say neither by which pattern text is cut nor, some, what is special.
+    unsaid = {"pattern": config.pattern, "special_tokens": config.special_tokens}
+    if path.suffix == ".tiktoken":
+        tokenizer = read_tiktoken_ranks(path, **unsaid)
+    elif path.is_dir():
+        tokenizer = read_gpt2_files(path / "vocab.json", path / "merges.txt", **unsaid)
+    else:
+        tokenizer = load_tokenizer(path)
     default = TokenizerConfig()  # a field left at its default asks for nothing
     for field, wanted, found in (
         ("kind", config.kind, tokenizer.kind),

@@ -132,6 +132,19 @@ def test_invalid_utf8_is_reported_with_its_offset(write, monkeypatch, before, ba
         assert "\n" not in message
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 3, 1000])
+@given(data=st.lists(st.sampled_from([b"a", b"\xc3", b"\xe2\x82", b"\xac", b"\xff", b"\xed\xa0"])))
+@settings(deadline=None, max_examples=50)
+def test_invalid_utf8_is_replaced_by_choice(tmp_path_factory, piece_bytes, data):
+    data = b"x" + b"".join(data)
+    path = tmp_path_factory.mktemp("replace") / "x.txt"
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "PIECE_BYTES", piece_bytes)
+        found = texts(DataConfig(path=str(path), invalid_utf8="replace"))
+    assert found == [data.decode("utf-8", "replace")]
+
+
 @pytest.mark.parametrize("files", [{"x.txt": b""}, {"x.txt": codecs.BOM_UTF8}])
 def test_an_empty_file_is_refused(write, files):
     folder = write(files)

@@ -1,5 +1,6 @@
 """Token files: round trips in bounded memory, and refusal of whatever is not the file asked for."""
 
+import functools
 import hashlib
 import json
 import os
@@ -45,7 +46,7 @@ def write_corpus(folder: pathlib.Path, documents, separator="#"):
 def build(folder, documents=("one 🦜", "two", "three"), vocab_size=0x110000):
     path = folder / "x.tokens"
     corpus = write_corpus(folder, documents)
-    encode = CodePoints(vocab_size).encode_iterable
+    encode = functools.partial(map, CodePoints(vocab_size).encode_iterable)
     build_token_file(path, corpus, encode, vocab_size=vocab_size, tokenizer_fingerprint=PRINT)
     return path
 
@@ -181,10 +182,37 @@ def test_an_error_in_the_middle_keeps_the_old_file(tmp_path):
 
     with pytest.raises(ConfigError, match="unknown character"):
         build_token_file(
-            path, write_corpus(tmp_path, ["a"]), encode, vocab_size=9999, tokenizer_fingerprint=""
+            path,
+            write_corpus(tmp_path, ["a"]),
+            functools.partial(map, encode),
+            vocab_size=9999,
+            tokenizer_fingerprint="",
         )
     assert path.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["text.txt", "x.tokens"]
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 99])
+def test_documents_may_be_read_ahead(tmp_path, ahead):
+    """As by an encoder that has several documents at work at once."""
+    documents = ["one 🦜", "two", "three", "4", "five"]
+
+    def encode(texts):
+        waiting = []
+        for text in texts:
+            waiting.append(list(CodePoints().encode_iterable(text)))
+            if len(waiting) > ahead:
+                yield waiting.pop(0)
+        yield from waiting
+
+    build_token_file(
+        tmp_path / "ahead",
+        write_corpus(tmp_path, documents),
+        encode,
+        vocab_size=0x110000,
+        tokenizer_fingerprint=PRINT,
+    )
+    assert (tmp_path / "ahead").read_bytes() == build(tmp_path, documents).read_bytes()
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path, monkeypatch):
@@ -214,7 +242,7 @@ def test_a_tokenizer_that_makes_nothing_is_refused(tmp_path):
         build_token_file(
             tmp_path / "x",
             write_corpus(tmp_path, ["a"]),
-            encode,
+            functools.partial(map, encode),
             vocab_size=9,
             tokenizer_fingerprint="",
         )

@@ -116,7 +116,7 @@ TEXTS = {
     "empty": (b"", ["empty"]),
     "shorter than the context": (b"abcdefgh", ["--config.model.context_length", "16"]),
     "validation part too short": (b"the cat sat on a mat. " * 5, ["validation", "16"]),
-    "not UTF-8": (b"caf\xe9 " * 500, ["0xe9", "offset 3", "UTF-8"]),
+    "not UTF-8": (b"caf\xe9 " * 500, ["0xe9", "offset 3", "UTF-8", "invalid_utf8=replace"]),
     "a folder without text": ("folder", ["no text"]),
 }
 

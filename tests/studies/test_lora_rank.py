@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
+from experiments import library
 from experiments import lora_rank as study
-from experiments.lora_rank import library, readings, run
+from experiments.lora_rank import readings, run
 from experiments.lora_rank.readings import BASE, FULL, LORA, NEW, OLD, OVER_R, OVER_SQRT_R, SCALINGS
 from experiments.texts import lane_batches
 from jaxlm.analysis.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED

@@ -1,5 +1,7 @@
 """Training: worked tables, the tie rule, and equality with the quadratic oracle."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -107,6 +109,21 @@ def test_cutting_the_corpus_into_chunks_changes_nothing(text, size, pattern):
     chunks = [text[i : i + size] for i in range(0, len(text), size)]
     whole = train_tokenizer(config, [text])
     assert train_tokenizer(config, chunks).fingerprint == whole.fingerprint
+
+
+def test_a_long_text_is_read_in_bounded_memory():
+    words = [f"word{n}" for n in range(3000)]
+    piece = " ".join(np.random.default_rng(0).choice(words, size=30_000))
+    config = TokenizerConfig(kind="bpe", vocab_size=300)
+
+    def peak(num_pieces):
+        tracemalloc.start()
+        train_tokenizer(config, (piece for _ in range(num_pieces)))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(12) < 1.1 * peak(3)
 
 
 def test_merges_never_cross_a_pretoken_or_a_special_token():

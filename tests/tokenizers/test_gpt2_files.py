@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from oracles import bpe_naive
 
 from jaxlm.core.config import ConfigError
-from jaxlm.tokenizers import load_tokenizer, read_gpt2_files, save_tokenizer
+from jaxlm.tokenizers import (
+    load_tokenizer,
+    read_gpt2_files,
+    read_tiktoken_ranks,
+    save_tokenizer,
+    write_gpt2_files,
+    write_tiktoken_ranks,
+)
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 VOCAB, MERGES, PLAYS = (
@@ -129,6 +136,19 @@ def test_saved_and_loaded_it_is_the_same(gpt2, tmp_path):
     loaded = load_tokenizer(tmp_path / "gpt2.json")
     assert loaded.fingerprint == gpt2.fingerprint and loaded.pieces == gpt2.pieces
     assert loaded.encode(VARIED[1]).tolist() == gpt2.encode(VARIED[1]).tolist()
+
+
+def test_written_again_they_are_the_same_files(gpt2, tmp_path):
+    paths = (tmp_path / "vocab.json", tmp_path / "merges.txt")
+    write_gpt2_files(gpt2, *paths)
+    assert json.loads(paths[0].read_text("utf-8")) == json.loads(VOCAB.read_text("utf-8"))
+    assert paths[1].read_text("utf-8").splitlines()[1:] == MERGES.read_text("utf-8").splitlines()
+
+
+def test_the_ranks_alone_give_back_every_merge(gpt2, tmp_path):
+    write_tiktoken_ranks(gpt2, tmp_path / "gpt2.tiktoken")
+    again = read_tiktoken_ranks(tmp_path / "gpt2.tiktoken", special_tokens=["<|endoftext|>"])
+    assert again.content == gpt2.content
 
 
 def alphabet():

@@ -3,7 +3,13 @@
 import pytest
 
 from jaxlm.core.config import ConfigError, apply_overrides
-from jaxlm.tokenizers import TokenizerConfig, save_tokenizer, train_tokenizer
+from jaxlm.tokenizers import (
+    TokenizerConfig,
+    save_tokenizer,
+    train_tokenizer,
+    write_gpt2_files,
+    write_tiktoken_ranks,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +58,18 @@ def test_a_path_reads_the_tokenizer_instead_of_training(tmp_path):
     for fields in ({}, {"vocab_size": 259, "special_tokens": ("<s>",)}):
         config = TokenizerConfig(kind="bpe", path=path, **fields)
         assert train_tokenizer(config, unread()).fingerprint == trained.fingerprint
+
+
+def test_a_path_may_be_of_ranks_or_of_a_folder_with_two_files(tmp_path):
+    fields = {"kind": "bpe", "pattern": "llama3", "special_tokens": ("<s>",)}
+    trained = train_tokenizer(TokenizerConfig(vocab_size=259, **fields), ["ab ab abab"])
+    write_tiktoken_ranks(trained, tmp_path / "x.tiktoken")
+    write_gpt2_files(trained, tmp_path / "vocab.json", tmp_path / "merges.txt")
+    for path in (tmp_path / "x.tiktoken", tmp_path):
+        config = TokenizerConfig(path=str(path), **fields)
+        assert train_tokenizer(config, []).pieces == trained.pieces
+        with pytest.raises(ConfigError, match="vocab_size=300: .* vocab_size=259"):
+            train_tokenizer(TokenizerConfig(path=str(path), vocab_size=300, **fields), [])
 
 
 @pytest.mark.parametrize(
