@@ -104,6 +104,8 @@ NOTES = [
     "12 N S H Dh. A larger vocabulary has a larger head, so fewer updates; its context of equally "
     "many tokens holds more text. In a small model the head is a large part of all: the larger the "
     "model, the larger the vocabulary that is best.",
+    "The claims were written before the first run, which was of the small scale and supported them; "
+    "after it only the default width was lowered, for time.",
     "Bytes of UTF-16 and UTF-32 are little-endian without a mark. Their encodings are trained on "
     "the same pre-tokens of the plays, cut by GPT-2's pattern as text.",
     "The languages: article 1 of the Universal Declaration of Human Rights (United Nations, 1948).",
