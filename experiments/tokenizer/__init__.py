@@ -102,8 +102,11 @@ NOTES = [
     "it is, and not what another text would give.",
     "FLOPs are 6 a parameter that is multiplied with, the head included, and half of attention's "
     "12 N S H Dh. A larger vocabulary has a larger head, so fewer updates; its context of equally "
-    "many tokens holds more text. In a small model the head is a large part of all: the larger the "
-    "model, the larger the vocabulary that is best.",
+    "many tokens holds more text. In a small model the head is a large part of all, so the best "
+    "vocabulary here is no guide to that of a large one: it grows with the model (Tao et al. 2024, "
+    '"Scaling Laws with Vocabulary").',
+    "The claims were written before the first run, which was of the small scale and supported "
+    "them; after it only the default width was lowered, for time.",
     "Bytes of UTF-16 and UTF-32 are little-endian without a mark. Their encodings are trained on "
     "the same pre-tokens of the plays, cut by GPT-2's pattern as text.",
     "The languages: article 1 of the Universal Declaration of Human Rights (United Nations, 1948).",
