@@ -15,6 +15,7 @@ JOBS = {
     "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
     "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",
     "check_layouts": "a config's step on 8 devices, under every layout, against one device",
+    "compile": "the training step compiled for absent hardware: does it fit, how fast can it be",
     "compare": "runs side by side, and the fields in which their configs differ",
     "import": "a run's folder from a Hugging Face or PEFT folder, or a GGUF file",
     "export": "a Hugging Face folder from a run, or a PEFT folder of its adapters",

@@ -77,8 +77,8 @@ def main(launch: Launch) -> int:
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
     hypers = hyper_values(cfg)
     sample_request(cfg, data)
-    backends = backends_of(cfg)
     layout = layout_of(cfg, transformer.param_specs(cfg.model))
+    backends = backends_of(cfg, layout)
     model = transformer.build(cfg.model, **backends.options, **layout.functions)
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
     base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
@@ -234,7 +234,10 @@ def _train(
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **backends.options)
+    options = backends.options
+    if cfg.train.parallel == "pmap":  # in which nothing is split any more
+        options = {**options, "attend": backends.attention.attend}
+    program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
     if found is None:
         start, state = 0, program.init()
         if cfg.train.init_from is not None:
