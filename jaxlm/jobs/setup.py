@@ -172,7 +172,8 @@ class TrainedRun(NamedTuple):
     """A run's folder, opened for reading.
 
     params: of the whole model, adapters merged. checkpoint: where they come from.
-    corpus: fingerprint of the text they were trained on.
+    adapters: as they are in the checkpoint; {} where the run trains every weight.
+    corpus: fingerprint of the text they were trained on; None where they were imported.
     """
 
     cfg: RunConfig
@@ -181,7 +182,8 @@ class TrainedRun(NamedTuple):
     params: Any
     step: int
     checkpoint: pathlib.Path
-    corpus: str
+    corpus: str | None
+    adapters: Params
 
 
 def require_workdir(launch: Launch, job: str) -> pathlib.Path:
@@ -227,10 +229,17 @@ def open_run(
     check_tokenizer(manifest, tokenizer, path)
     model = transformer.build(cfg.model)
     abstract = abstract_weights(trained_specs(cfg, model.specs), layout)
-    params = checkpoints.restore(path, abstract, part="params")
-    params = model_weights(cfg, params, restore_frozen(workdir, manifest, model, layout))
+    trained = checkpoints.restore(path, abstract, part="params")
+    base = restore_frozen(workdir, manifest, model, layout)
     return TrainedRun(
-        cfg, tokenizer, model, params, manifest["step"], path, manifest["extra"]["corpus"]
+        cfg=cfg,
+        tokenizer=tokenizer,
+        model=model,
+        params=model_weights(cfg, trained, base),
+        step=manifest["step"],
+        checkpoint=path,
+        corpus=manifest["extra"]["corpus"],
+        adapters={} if cfg.lora.rank is None else trained,
     )
 
 
@@ -259,9 +268,11 @@ def check_tokenizer(manifest: dict, tokenizer: Tokenizer, path: pathlib.Path) ->
         )
 
 
-def check_corpus(cfg: RunConfig, corpus: Corpus, trained_on: str, path: pathlib.Path) -> None:
-    """Raises ConfigError unless the text is the one that the checkpoint was trained on."""
-    if trained_on != corpus.fingerprint:
+def check_corpus(
+    cfg: RunConfig, corpus: Corpus, trained_on: str | None, path: pathlib.Path
+) -> None:
+    """Raises ConfigError where the checkpoint was trained here, on another text."""
+    if trained_on not in (None, corpus.fingerprint):
         raise ConfigError(
             f"{FLAG}data.path={cfg.data.path}: the text has changed since {path} was trained; "
             "put it back, or start a new run with --config.train.init_from"

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from jaxlm.analysis import flops
-from jaxlm.core import config as config_lib
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import batch_at, num_windows
@@ -38,16 +37,16 @@ from jaxlm.jobs.setup import (
     check_corpus,
     check_tokenizer,
     layout_of,
-    open_run,
     prepare_data,
     restore_frozen,
     with_vocabulary,
 )
+from jaxlm.jobs.sources import USAGE_FILE, open_base, tokenizer_of_source, usage_of_source
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
-from jaxlm.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from jaxlm.tokenizers import load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.layouts import Layout
 from jaxlm.train.loop import run_loop
@@ -55,14 +54,6 @@ from jaxlm.train.program import hyper_values, place_program, trained_specs
 from jaxlm.train.state import TrainState
 
 SCHEDULE_FILE = "schedule.json"
-
-# Fields of a model that may differ from those of the base its adapters are added to: none of them
-# changes what the base computes, or it shows in the shapes of the weights.
-FREE_OF_BASE = (
-    *("context_length", "dropout", "dtype", "remat", "scan_unroll"),
-    *("init_scale", "output_init"),
-    *("num_kv_heads", "head_dim", "d_ff"),
-)
 
 
 def main(launch: Launch) -> int:
@@ -110,6 +101,8 @@ def main(launch: Launch) -> int:
         processes.wait_for_all("the folder is read")
         if saved is None:
             save_tokenizer(data.tokenizer, own / TOKENIZER_FILE)
+            if usage := usage_of_source(cfg.train.init_from):
+                workdir.save_json(own / USAGE_FILE, usage)
         if saved != cfg:
             workdir.save_config(own, cfg)
         print(f"run       {folder}")
@@ -137,18 +130,6 @@ def check_source(cfg: RunConfig) -> None:
         )
 
 
-def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
-    """That of the run whose weights are started from; None where there is none."""
-    if cfg.train.init_from is None:
-        return None
-    source = pathlib.Path(cfg.train.init_from)
-    if not (source / workdir.CONFIG_FILE).is_file():
-        raise ConfigError(
-            f"{FLAG}train.init_from={source}: holds no run (no {workdir.CONFIG_FILE})"
-        )
-    return load_tokenizer(source / TOKENIZER_FILE)
-
-
 def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that has done all its steps, or None."""
     path = folder / SUMMARY_FILE
@@ -166,6 +147,11 @@ def check_resumable(
     cfg: RunConfig, data: Data, path: pathlib.Path, manifest: dict[str, Any]
 ) -> None:
     """Raises ConfigError unless a run of this config and text can go on from the checkpoint."""
+    if "imported" in manifest["extra"]:
+        raise ConfigError(
+            f"--workdir={path.parent.parent}: holds imported weights and no run to go on with; "
+            f"start one from them: {FLAG}train.init_from={path.parent.parent}"
+        )
     check_tokenizer(manifest, data.tokenizer, path)
     check_corpus(cfg, data.corpus, manifest["extra"]["corpus"], path)
     if manifest["step"] > cfg.train.num_steps:
@@ -305,36 +291,6 @@ def _train(
     report = write_run_report(folder)
     print(f"report    {report}  ({time.perf_counter() - started:.1f} s in all)")
     return 0
-
-
-def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None) -> TrainedRun:
-    """The run whose weights this one starts from, placed as `layout` says; None: on one device.
-
-    Raises:
-      ConfigError: no such run or checkpoint, or its weights are of other shapes than `cfg.model`
-        has, or cfg.model would compute something else with a base that adapters are added to.
-    """
-    source = pathlib.Path(cfg.train.init_from)
-    flag = f"{FLAG}train.init_from"
-    try:
-        specs = transformer.param_specs(workdir.load_config(source, RunConfig).model)
-        params_lib.check_params(params_lib.abstract_params(specs), model.specs)
-        base = open_run(source, flag=flag, layout=layout)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{flag}={source}: its weights are of another model: {error}") from None
-    other = [
-        line
-        for line in config_lib.diff(base.cfg.model, cfg.model)
-        if line.partition(":")[0] not in FREE_OF_BASE
-    ]
-    if other and cfg.lora.rank is not None:
-        raise ConfigError(
-            f"{flag}={source}: adapters need the base's own model (its field -> yours): "
-            f"{'; '.join(other)}. Give these {FLAG}model fields its values"
-        )
-    return base
 
 
 def _restore(path: pathlib.Path, abstract: TrainState, hypers: dict[str, float]) -> TrainState:

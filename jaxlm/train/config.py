@@ -34,7 +34,7 @@ class TrainConfig:
     sample_tokens: int = 300  # 0: no samples
     sample_temperatures: tuple[float, ...] = (0.8,)
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
-    init_from: str | None = None  # the workdir of a run whose newest weights to start from
+    init_from: str | None = None  # weights to start from: a workdir, a Hugging Face folder, a GGUF
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # each an extra of that name
     profile_steps: str | None = None  # trace the steps after the first of 10:20, to the second
 

@@ -74,13 +74,13 @@ class Launcher:
         flags = [os.environ.get("XLA_FLAGS", ""), QUICK_COMPILES]
         if devices > 1:
             flags.append(f"--xla_force_host_platform_device_count={devices}")
-        self._env = {
+        self.env = {
             **os.environ,
             "XDG_CACHE_HOME": str(cache_home),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": " ".join(flags),
         }
-        self._env.pop("JAX_COMPILATION_CACHE_DIR", None)
+        self.env.pop("JAX_COMPILATION_CACHE_DIR", None)
         self._worker: subprocess.Popen | None = None
 
     def __call__(self, *args: object, crash: tuple[str, int, bool] | None = None) -> Outcome:
@@ -119,7 +119,7 @@ class Launcher:
         return subprocess.Popen(
             [sys.executable, *map(str, args)],
             cwd=self.cwd,
-            env=self._env,
+            env=self.env,
             text=True,
             stdout=subprocess.PIPE,
             **pipes,

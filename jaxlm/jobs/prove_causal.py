@@ -1,0 +1,163 @@
+"""--job=prove_causal: that no prediction of a config's model sees its own target, by autodiff."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.analysis import information_flow as flow
+from jaxlm.io import compile_cache
+from jaxlm.jobs import Launch
+from jaxlm.jobs.configs import launch_config
+from jaxlm.jobs.setup import backends_of
+from jaxlm.models import transformer
+from jaxlm.models.backends import TOLERANCE
+from jaxlm.models.transformer import TransformerConfig
+from jaxlm.reports.figures import heat_maps
+from jaxlm.train.config import RunConfig
+
+DRAWN = 48  # places along the sides of the figure
+
+
+class Finding(NamedTuple):
+    """What was measured of one model, and what it should be.
+
+    measured, allowed: as `flow.first_offence` takes them. difference: of the logits from those of
+    the forward pass, as a share of the largest; 0 where they are not compared.
+    """
+
+    what: str
+    measured: np.ndarray
+    allowed: np.ndarray
+    difference: float = 0.0
+
+
+def main(launch: Launch) -> int:
+    compile_cache.enable()
+    cfg, name = launch_config(launch)
+    m = cfg.model
+    apart = "kept apart" if cfg.data.mask_documents else "read across"
+    print(
+        f"config    {name}: context {m.context_length}, {m.num_layers} layers, {m.positions} "
+        f"positions, window {m.window or 'none'}, documents {apart}, {m.dtype}"
+    )
+    queries, proved, found = flow.queries_of(m.context_length), True, []
+    for finding in findings(cfg, queries):
+        found.append(finding)
+        problem = problem_of(finding, queries, TOLERANCE[m.dtype])
+        proved &= problem is None
+        print(f"{'proved' if problem is None else 'disproved':10}{finding.what}: ", end="")
+        print(problem or summary(finding, queries))
+    if launch.workdir:
+        print(f"figure    {draw(found, queries, pathlib.Path(launch.workdir))}")
+    return 0 if proved else 1
+
+
+def findings(cfg: RunConfig, queries: np.ndarray) -> Iterator[Finding]:
+    """All that is on trial: each way to compute attention, in the whole model and in one layer.
+
+    Of one layer without its skip connection the dependence is that of its attention, so that a
+    query that fails to read itself shows, too.
+    """
+    S = cfg.model.context_length
+    model_cfg = dataclasses.replace(cfg.model, vocab_size=S + flow.NUM_FREE_IDS)
+    cfg = dataclasses.replace(cfg, model=model_cfg)
+    row = flow.training_row(
+        S, seed=cfg.seed, order=cfg.data.order, mask_documents=cfg.data.mask_documents
+    )
+    whole = row._replace(document=np.zeros_like(row.document), segment_ids=None)
+    one_layer = dataclasses.replace(model_cfg, num_layers=1, residual=0.0)
+    backends = backends_of(cfg)
+    trained = f"{backends.attention.name} attention, as in training"
+    for depth, part in (("", model_cfg), (", one layer alone", one_layer)):
+        allowed = flow.readable(row, reach(part))
+        measured, plain = measure(part, row, queries, forward, **backends.options)
+        yield Finding(trained + depth, measured, allowed)
+        if backends.attention.name != "plain":
+            measured, plain = measure(part, row, queries, forward)
+            yield Finding(f"plain attention{depth}", measured, allowed)
+        if row.segment_ids is not None:
+            _, plain = measure(part, whole, queries[:1], forward)
+        measured, cached = measure(part, whole, queries, flow.cached_logits)
+        difference = float(np.max(np.abs(cached - plain)) / np.max(np.abs(plain)))
+        allowed = flow.readable(whole, reach(part))
+        yield Finding(f"cached decoding{depth}", measured, allowed, difference)
+
+
+def reach(cfg: TransformerConfig) -> int | None:
+    return None if cfg.window is None else cfg.num_layers * (cfg.window - 1)
+
+
+def forward(model: Any, params: Any, tokens: Any, segment_ids: Any = None) -> Any:
+    options = {} if segment_ids is None else {"segment_ids": segment_ids}
+    return model.forward(params, tokens, **options)
+
+
+def measure(
+    cfg: TransformerConfig, row: flow.Row, queries: np.ndarray, logits_of: Callable, **build: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The dependence f32[Q, S] of the logits on the row, and the logits f32[1, S, V]."""
+    model = transformer.build(cfg, **build)
+    segments = () if row.segment_ids is None else (jnp.asarray(row.segment_ids)[None],)
+
+    @jax.jit
+    def run(params, tokens, queries, key):
+        def of_table(table):
+            return logits_of(model, params | {"embed": table}, tokens[None], *segments)
+
+        table = params["embed"]
+        return flow.dependence(of_table, table, tokens, queries, key), of_table(table)
+
+    params_key, key = jax.random.split(jax.random.key(0))
+    params = flow.lively_params(params_key, model.specs)
+    return jax.device_get(run(params, row.tokens, queries, key))
+
+
+def problem_of(finding: Finding, queries: np.ndarray, tolerance: float) -> str | None:
+    """One line with what disproves it, or None."""
+    offence = flow.first_offence(finding.measured, queries, finding.allowed)
+    if offence is not None:
+        return str(offence)
+    if not finding.difference <= tolerance:
+        return f"logits differ from those of the forward pass by {finding.difference:.1e}"
+    return None
+
+
+def summary(finding: Finding, queries: np.ndarray) -> str:
+    allowed = finding.allowed[queries]
+    text = (
+        f"of {allowed.size:,} derivatives the {np.sum(~allowed):,} that must be zero are, the "
+        f"{np.sum(allowed):,} that must not be are not"
+    )
+    if finding.what.startswith("cached"):
+        text += f"; logits within {finding.difference:.0e} of the forward pass"
+    return text
+
+
+def draw(found: list[Finding], queries: np.ndarray, folder: pathlib.Path) -> pathlib.Path:
+    """Writes prove_causal.svg and .png: the first places, or those around the first offence."""
+    offences = (flow.first_offence(f.measured, queries, f.allowed) for f in found)
+    worst = next((offence.t for offence in offences if offence), 0)
+    first = max(0, min(int(np.searchsorted(queries, worst)) - DRAWN // 2, len(queries) - DRAWN))
+    rows = slice(first, first + DRAWN)
+    shown = queries[rows]
+    maps = [(f.what, np.where(f.measured > 0, f.measured, np.nan)[rows][:, shown]) for f in found]
+    figure = heat_maps(
+        maps,
+        name="prove_causal",
+        title="What a prediction depends on",
+        caption="",
+        row_labels=shown,
+        column_labels=shown,
+        x_label="token s",
+        y_label="prediction t",
+        value_label="largest |d logits[t] / d embedding[s]|",
+        log=True,
+        annotate=False,
+        missing="exactly zero",
+    )
+    return figure.write(folder)[0]
