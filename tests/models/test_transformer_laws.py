@@ -243,7 +243,8 @@ def test_attention_and_constraints_come_in_as_functions(params_of, forward_of):
     params = dict(params_of(BASE))
     params["blocks"] = params["blocks"] | {"wo": 2 * params["blocks"]["wo"]}
     np.testing.assert_allclose(logits, forward_of(BASE)(params, TOKENS), atol=1e-5)
-    assert set(seen) == {((2, S, 16), ("batch", "seq", "embed_act"))}
+    stream, table = (2, S, 16), params["embed"].shape
+    assert set(seen) == {(stream, ("batch", "seq", "embed_act")), (table, ("vocab", "embed_act"))}
 
 
 # ---- dtypes
