@@ -42,6 +42,17 @@ _FLAGS = [
     ),
     flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1),
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0),
+    flags.DEFINE_string(
+        "launcher", None, "slurm: as a job of the cluster; local: of this machine."
+    ),
+    flags.DEFINE_string("partition", None, "slurm: where to run."),
+    flags.DEFINE_integer(
+        "minutes", 60, "launcher: of a job; it goes on in another.", lower_bound=5
+    ),
+    flags.DEFINE_integer("gpus", None, "launcher: of a node.", lower_bound=0),
+    flags.DEFINE_integer("cpus", None, "launcher: cores of a node.", lower_bound=1),
+    flags.DEFINE_integer("nodes", 1, "launcher: with a process on each.", lower_bound=1),
+    flags.DEFINE_bool("array", False, "launcher: each run of a sweep in a job of its own."),
     flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
     flags.DEFINE_integer(
@@ -106,7 +117,10 @@ def main(overrides: dict[str, str]) -> int:
         raise ConfigError(f"--coordinator={args.coordinator}: only --job=train has processes")
     default = str(ROOT / "configs" / "plays.py")
     launch = jobs.Launch(args.config, overrides, args.workdir, default, args)
-    return jobs.run(job_of(args), launch)
+    job = job_of(args)
+    if args.launcher is not None and job not in ("train", "study", "sweep"):
+        raise ConfigError(f"--launcher={args.launcher}: --job={job} runs at once, without one")
+    return jobs.run("submit" if args.launcher is not None else job, launch)
 
 
 def job_of(args: flags.FlagValues) -> str:

@@ -1,7 +1,8 @@
 """Which collectives a compiled program runs, how often, and over how many bytes.
 
 Read from the text of the optimised program, `compiled.as_text()`. The body of a loop stands there
-once; what is in it counts as often as XLA says that the loop runs (known_trip_count).
+once; what is in it counts as often as the loop runs: what XLA says of that (known_trip_count), or
+what its condition compares a counter with.
 """
 
 import math
@@ -30,23 +31,28 @@ _CALLED = re.compile(
     r"|branch_computations=\{([^}]*)\}"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CHAIN = re.compile(r'channel_id=(\d+).*chain_id="')
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\]")
 
 
 def collectives(hlo: str) -> dict[str, Collective]:
     """{"all-reduce": Collective(...)} of a program, without the kinds it has none of.
 
-    Of a loop that XLA does not know the length of, one trip is counted; of a conditional, all
-    branches.
+    Of a loop of unknown length one trip is counted; of a conditional, all branches.
     """
     bodies, entry = _computations(hlo)
-    counts, num_bytes = Counter(), Counter()
+    counts, num_bytes, chains = Counter(), Counter(), set()
 
     def visit(computation: str, times: int) -> None:
         sizes: dict[str, int] = {}
         for name, result, kind, operands, rest in bodies[computation]:
             sizes[name] = _bytes(result)
             kind, started = kind.removesuffix("-start"), kind.endswith("-start")
+            if chain := _CHAIN.search(rest):  # on a TPU one runs piece by piece beside others' work
+                if kind in KINDS and chain[1] in chains:
+                    continue
+                chains.add(chain[1])
             if kind in KINDS:
                 given = sum(sizes.get(x, 0) for x in re.findall(r"([\w.\-]+)(?:,|$)", operands))
                 # What an asynchronous one gives holds its operands as well.
@@ -54,13 +60,27 @@ def collectives(hlo: str) -> dict[str, Collective]:
                 counts[kind] += times
                 num_bytes[kind] += times * max(given, gives)
                 continue
-            trips = _TRIPS.search(rest)
+            trips = _trips(rest, bodies)
             for one, several in _CALLED.findall(rest):
                 for called in re.findall(r"[\w.\-]+", one or several):
-                    visit(called, times * (int(trips[1]) if trips else 1))
+                    visit(called, times * trips)
 
     visit(entry, 1)
     return {kind: Collective(counts[kind], num_bytes[kind]) for kind in KINDS if counts[kind]}
+
+
+def _trips(rest: str, bodies: dict[str, list[tuple[str, ...]]]) -> int:
+    """How often what an operation calls is run; a counter is taken to go from 0 by 1."""
+    if known := _TRIPS.search(rest):
+        return int(known[1])
+    condition = _CONDITION.search(rest)
+    lines = bodies[condition[1]] if condition else []
+    numbers = {name: x for name, _, kind, x, _ in lines if kind == "constant" and x.isdigit()}
+    for _, _, kind, operands, attributes in lines:
+        if kind == "compare" and "direction=LT" in attributes:
+            limit = re.findall(r"[\w.\-]+", operands)[-1]
+            return int(numbers.get(limit, 1))
+    return 1
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[tuple[str, ...]]], str]:

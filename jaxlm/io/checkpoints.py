@@ -543,8 +543,9 @@ def _is_spread(leaf: Any) -> bool:
 
 def _as_target(array: Any, leaf: Any, saved: dict[str, Any]) -> Any:
     if _is_key(leaf):
-        key = jax.random.wrap_key_data(jnp.array(array), impl=saved["key_impl"])
-        return jax.device_put(key, leaf.sharding) if _is_spread(leaf) else key
+        # Placed as numbers: a key cannot be put on devices of other processes.
+        data = jax.device_put(array, leaf.sharding) if _is_spread(leaf) else jnp.array(array)
+        return jax.random.wrap_key_data(data, impl=saved["key_impl"])
     if isinstance(leaf, np.ndarray | np.generic):
         return np.asarray(array) if np.shape(array) else np.asarray(array)[()]
     if not hasattr(leaf, "dtype"):

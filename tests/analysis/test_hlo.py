@@ -56,6 +56,43 @@ def test_a_loop_is_counted_as_often_as_it_runs_and_a_pair_of_start_and_done_once
     }
 
 
+TPU_PROGRAM = textwrap.dedent("""\
+    %condition.4 (p: (u32[], bf16[4])) -> pred[] {
+      %limit = u32[]{:T(128)} constant(8), metadata={op_name="while"}
+      %p = (u32[]{:T(128)}, bf16[4]{0:T(512)}) parameter(0)
+      %i = u32[]{:T(128)} get-tuple-element(%p), index=0
+      ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+    }
+
+    %body.4 (p: (u32[], bf16[4])) -> (u32[], bf16[4]) {
+      %x = bf16[4]{0:T(512)} get-tuple-element(%p), index=1
+      %s.1 = (bf16[4]{0:T(512)}, bf16[4]{0:T(512)}) collective-permute-start(%x), channel_id=3
+      %done = bf16[4]{0:T(512)} collective-permute-done(%s.1)
+    }
+
+    %first (w: bf16[2]) -> bf16[32] {
+      %g.1 = bf16[32]{0} all-gather(%w), channel_id=7, frontend_attributes={chain_id="5"}
+    }
+
+    %last (w: bf16[2]) -> bf16[32] {
+      %g.2 = bf16[32]{0} all-gather(%w), channel_id=7, frontend_attributes={chain_id="5"}
+    }
+
+    ENTRY %main (w: bf16[2]) -> bf16[32] {
+      %while = (u32[], bf16[4]) while(%t), condition=%condition.4, body=%body.4
+      %piece.1 = bf16[32]{0} fusion(%w), kind=kOutput, calls=%first
+      %piece.2 = bf16[32]{0} fusion(%w), kind=kOutput, calls=%last
+    }
+""")
+
+
+def test_on_a_tpu_the_condition_tells_the_trips_and_the_pieces_of_a_gather_are_one():
+    assert collectives(TPU_PROGRAM) == {
+        "all-gather": (1, 2 * 32),
+        "collective-permute": (8, 8 * 2 * 4),
+    }
+
+
 def test_one_device_has_nobody_to_talk_to():
     text = jax.jit(lambda x: jnp.sum(x @ x)).lower(jnp.ones((4, 4))).compile().as_text()
     assert collectives(text) == {}
