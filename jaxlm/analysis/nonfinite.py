@@ -99,7 +99,8 @@ def _run(
         return known[var] if _is_var(var) else _Value(var.val)
 
     for n, eqn in enumerate(jaxpr.eqns):
-        known |= zip(eqn.outvars, _equation(eqn, [*map(read, eqn.invars)], scope, counter))
+        results = _equation(eqn, [*map(read, eqn.invars)], scope, counter)
+        known |= zip(eqn.outvars, results, strict=True)
         for var in {v for v in (*eqn.invars, *eqn.outvars) if _is_var(v)}:
             if last_use.get(var, n) <= n:
                 known.pop(var, None)  # memory: nobody asks for it again
@@ -159,7 +160,8 @@ def _scan(
     """What is scanned over has one axis more outside than inside, and stands last."""
 
     def num_stacked(outside, inside):
-        return sum(len(o.aval.shape) > len(i.aval.shape) for o, i in zip(outside, inside))
+        pairs = zip(outside, inside, strict=True)
+        return sum(len(o.aval.shape) > len(i.aval.shape) for o, i in pairs)
 
     num_sliced = num_stacked(eqn.invars, jaxpr.invars)
     num_carried = len(jaxpr.outvars) - num_stacked(eqn.outvars, jaxpr.outvars)

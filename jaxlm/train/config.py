@@ -33,7 +33,11 @@ class TrainConfig:
     sample_prompt: str | None = None  # none: the first token of the validation text
     sample_tokens: int = 300  # 0: no samples
     sample_temperatures: tuple[float, ...] = (0.8,)
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
+    # A step whose loss or gradient is not finite: end the run, let it change nothing, or go back
+    # `rollback_steps` or more, to the edge of a call, and pass over the batches of those steps.
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    rollback_steps: int = 10
+    max_passed_over: int = 100  # batches; a rollback that would pass over more ends the run
     init_from: str | None = None  # the workdir of a run whose newest weights to start from
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # each an extra of that name
     profile_steps: str | None = None  # trace the steps after the first of 10:20, to the second
@@ -47,6 +51,8 @@ class TrainConfig:
             "sample_every",
             "keep_last",
             "vocab_chunk",
+            "rollback_steps",
+            "max_passed_over",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -102,6 +108,9 @@ FREE_ON_RESUME = frozenset(f"mesh.{f.name}" for f in dataclasses.fields(MeshConf
         "sample_prompt",
         "sample_tokens",
         "sample_temperatures",
+        "on_nonfinite",
+        "rollback_steps",
+        "max_passed_over",
         "trackers",
         "profile_steps",
     )
