@@ -37,6 +37,7 @@ class TrainConfig:
     # `rollback_steps` or more, to the edge of a call, and pass over the batches of those steps.
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     rollback_steps: int = 10
+    spike_sigmas: float | None = None  # the same for a loss that far above its mean; none: no limit
     max_passed_over: int = 100  # batches; a rollback that would pass over more ends the run
     init_from: str | None = None  # the workdir of a run whose newest weights to start from
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # each an extra of that name
@@ -57,6 +58,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if self.spike_sigmas is not None and self.spike_sigmas <= 0:
+            raise ValueError(f"spike_sigmas={self.spike_sigmas} must be greater than 0")
         for name in ("keep_best", "sample_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")

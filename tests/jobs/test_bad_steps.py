@@ -21,14 +21,15 @@ def run(launch, config, monkeypatch, tmp_path):
     """`run(name, overrides, poisoned, moved)` -> exit code; the run is in this process.
 
     poisoned: numbers of batches with a NaN in them. moved: number -> the batch that is read.
+    surprise: in place of `batch_at`.
     """
     monkeypatch.setattr(compile_cache, "enable", lambda: None)
     monkeypatch.setattr(train, "write_run_report", lambda folder: folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(launch.cwd))
 
-    def start(name, overrides, poisoned=(), moved=lambda n: n):
+    def start(name, overrides, poisoned=(), moved=lambda n: n, surprise=batch_at):
         def planted(split, seed, step, **options):
-            batch = batch_at(split, seed, moved(step), **options)
+            batch = surprise(split, seed, moved(step), **options)
             bad = np.float32(np.nan if step in poisoned else 1)
             return batch.replace(weights=batch.weights * bad)
 
@@ -109,3 +110,21 @@ def test_a_run_that_only_goes_back_ends(run, quick, tmp_path, capsys):
     assert run("a", BACK | limit, poisoned=set(range(21, 500))) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "train.max_passed_over=20" in err
+
+
+def test_a_loss_that_jumps_is_rolled_back_as_well(run, tmp_path, capsys):
+    """In batch 37 only newlines come next, which are rare; every number is finite."""
+    watch = {"train.spike_sigmas": "1.5"}
+
+    def surprising(split, seed, step, **options):
+        batch = batch_at(split, seed, step, **options)
+        return batch if step != 37 else batch.replace(targets=0 * batch.targets)
+
+    assert run("a", BACK | watch, surprise=surprising) == 0
+    out = capsys.readouterr().out
+    assert "bad step  38: the loss jumps: loss" in out and "to step 32; batches 32 to 37" in out
+    assert run("b", SHORT | watch, moved=lambda n: n + 6 * (n >= 32)) == 0
+    assert state_bytes(tmp_path / "a") == state_bytes(tmp_path / "b")
+    assert run("c", SHORT | watch | {"train.on_nonfinite": "skip"}, surprise=surprising) == 0
+    marked = [r for r in records(tmp_path / "c/metrics.jsonl") if "spike" in r]
+    assert [(r["step"], r["update_norm"]) for r in marked] == [(38, 0)]
