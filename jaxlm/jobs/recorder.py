@@ -6,6 +6,7 @@ between is saved first and evaluated on resume, so its files end up as those of 
 """
 
 import contextlib
+import functools
 import itertools
 import pathlib
 import resource
@@ -13,6 +14,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -145,14 +147,19 @@ class Recorder:
         )
         return self._stop is not None or self.bad is not None
 
-    def roll_back(self, step: int) -> None:
-        """Takes back what was written of later steps; what belongs to `step` itself stays."""
+    def roll_back(self, step: int, state: TrainState) -> None:
+        """Takes back what was written of later steps; what belongs to `step` itself stays.
+
+        The state is saved first: never is a checkpoint deleted that is the only one.
+        """
+        saved = checkpoints.step_dir(self._checkpoints, step).exists()
+        self._step, self._saved_step = step, step if saved else None
+        if step:
+            self.save(state)
         self._checkpointer.delete_after(step)
         for name in (METRICS_FILE, SAMPLES_FILE):
             metric_log.truncate(self.folder / name, lambda record: record["step"] <= step)
-        self._step, self._clock = step, time.perf_counter()
-        saved = checkpoints.step_dir(self._checkpoints, step)
-        self._saved_step = step if saved.exists() else None
+        self._clock = time.perf_counter()
 
     def finish_edge(self, step: int, state: TrainState) -> float | None:
         """Validation and samples of `step`, where they are due; returns the validation loss."""
@@ -270,10 +277,25 @@ class Recorder:
         if step % self.cfg.train.log_every == 0:
             self._timings.append({**record, "peak_memory_bytes": _peak_memory()})
 
-    def _validate(self, step: int, state: TrainState) -> float:
+    def _attempt(self, what: str, compute: Callable[[], Any]) -> Any:
+        """`compute()`, or None where it fails: that is said, and no reason to end training."""
+        try:
+            return compute()
+        except Exception as error:
+            if jax.process_count() > 1:  # the others wait for this one inside of it
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.note(f"step {self._step}: {what} failed, training goes on: {reason}")
+            self._timings.append({"event": f"{what} failed", "step": self._step, "error": reason})
+            return None
+
+    def _validate(self, step: int, state: TrainState) -> float | None:
         batches = validation_batches(self.cfg, self.data, self._layout.num_rows)
         batches = itertools.islice(batches, self.cfg.train.eval_batches)
-        self.validation = self._evaluate(self._weights(state), batches)
+        found = self._attempt("validation", lambda: self._evaluate(self._weights(state), batches))
+        self.validation = found or {}
+        if found is None:
+            return None
         self._log_metrics({"step": step, "split": "validation", **self.validation})
         if self._saved_step == step:
             self._checkpointer.record(step, {"val_loss": self.validation["loss"]})
@@ -286,13 +308,17 @@ class Recorder:
         weights = self._weights(state)
         key = jax.random.fold_in(jax.random.key(self.cfg.seed), step)
         for temperature in self.cfg.train.sample_temperatures:
-            out = self._generate(
+            generate = functools.partial(
+                self._generate,
                 weights,
                 [self._prompt],
                 key,
                 num_tokens=self._num_sample_tokens,
                 temperature=temperature,
             )
+            out = self._attempt("sampling", generate)
+            if out is None:
+                return
             prompt, text = (
                 self.data.tokenizer.decode(ids) for ids in (self._prompt, out.tokens[0])
             )

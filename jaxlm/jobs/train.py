@@ -53,7 +53,7 @@ from jaxlm.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.layouts import Layout
 from jaxlm.train.loop import run_loop
-from jaxlm.train.passed_over import batch_number, num_passed, pass_over
+from jaxlm.train.passed_over import Ranges, batch_number, num_passed, pass_over
 from jaxlm.train.program import hyper_values, make_program, place_program, trained_specs
 from jaxlm.train.state import TrainState
 
@@ -180,8 +180,8 @@ def check_resumable(
 
 def result_line(summary: dict[str, Any]) -> str:
     """One line with what a run came to."""
-    if summary["val_loss"] is None:
-        return f"step {summary['step']}, validation loss not finite"
+    if summary.get("val_loss") is None:
+        return f"step {summary['step']}, no validation loss that is finite"
     return (
         f"step {summary['step']}, validation loss {summary['val_loss']:.4f} nats a token, "
         f"perplexity {summary['val_perplexity']:.2f}, "
@@ -318,8 +318,10 @@ def _train(
             if cfg.train.on_nonfinite == "skip":
                 start = int(state.step)
             else:
-                start = go_back(cfg, recorder)
+                start, passed = go_back(cfg, recorder)
                 state = replay(start)
+                recorder.passed_over = passed
+                recorder.roll_back(start, state)
             recorder.bad = None
             if recorder.signal is not None:
                 break
@@ -358,8 +360,8 @@ def examine_bad_step(
         recorder.note(f"          {line}")
 
 
-def go_back(cfg: RunConfig, recorder: Recorder) -> int:
-    """Takes back `recorder.bad` and the steps before it; returns the step to go on from.
+def go_back(cfg: RunConfig, recorder: Recorder) -> tuple[int, Ranges]:
+    """The step to go on from after `recorder.bad`, and the batches that are then passed over.
 
     Raises:
       NonFiniteError: the config says to stop, or enough batches were passed over.
@@ -380,10 +382,8 @@ def go_back(cfg: RunConfig, recorder: Recorder) -> int:
             f"{num_passed(passed)} batches in all, train.max_passed_over={train.max_passed_over}. "
             "Lower optim.peak_lr or clip more (optim.clip_norm), or raise it"
         )
-    recorder.roll_back(step)
-    recorder.passed_over = passed
     recorder.note(f"rollback  to step {step}; batches {first} to {last} are passed over")
-    return step
+    return step, passed
 
 
 def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None) -> TrainedRun:

@@ -1,5 +1,6 @@
-"""Steps that go wrong: what is said and kept, and what a rollback leaves behind."""
+"""Steps and evaluations that go wrong: what is said and kept, and what a rollback leaves."""
 
+import json
 import types
 
 import numpy as np
@@ -8,7 +9,7 @@ from job_runs import records, state_bytes
 
 from jaxlm.data.batches import batch_at
 from jaxlm.io import checkpoints, compile_cache
-from jaxlm.jobs import Launch, bad_steps, train
+from jaxlm.jobs import Launch, bad_steps, recorder, train
 from jaxlm.jobs.recorder import Recorder
 
 ALONE = types.SimpleNamespace(coordinator=None, num_processes=None, process_id=None)
@@ -39,6 +40,10 @@ def run(launch, config, monkeypatch, tmp_path):
         return train.main(Launch(path, overrides, str(tmp_path / name), path, ALONE))
 
     return start
+
+
+class Killed(BaseException):
+    """The end of the process, as far as one that goes on can have it."""
 
 
 @pytest.fixture
@@ -80,11 +85,9 @@ def test_a_rollback_passes_over_its_batches_and_no_more(run, quick, tmp_path, ca
     assert got == want
 
 
-@pytest.mark.parametrize("step", [24, 40])  # before, and after, a checkpoint that tells of it
+# Before, and after, there is a checkpoint that tells of it.
+@pytest.mark.parametrize("step", [pytest.param(24, marks=pytest.mark.slow), 40])
 def test_a_rollback_survives_a_kill(run, quick, tmp_path, monkeypatch, step):
-    class Killed(BaseException):
-        pass
-
     validate = Recorder._validate
 
     def killed(self, at, state):
@@ -128,3 +131,60 @@ def test_a_loss_that_jumps_is_rolled_back_as_well(run, tmp_path, capsys):
     assert run("c", SHORT | watch | {"train.on_nonfinite": "skip"}, surprise=surprising) == 0
     marked = [r for r in records(tmp_path / "c/metrics.jsonl") if "spike" in r]
     assert [(r["step"], r["update_norm"]) for r in marked] == [(38, 0)]
+
+
+def test_a_rollback_saves_before_it_deletes(run, quick, tmp_path, monkeypatch):
+    """Back behind all checkpoints that are kept, and killed right then."""
+    far = BACK | {"train.rollback_steps": "20", "train.keep_last": "1", "train.keep_best": "0"}
+    roll_back = Recorder.roll_back
+
+    def killed(self, step, state):
+        roll_back(self, step, state)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "roll_back", killed)
+        with pytest.raises(Killed):
+            run("a", far, poisoned={37})
+    path, manifest = checkpoints.newest_good(tmp_path / "a")
+    assert (manifest["step"], manifest["extra"]["passed_over"]) == (16, [[16, 38]])
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
+    assert run("a", far, poisoned={37}) == 0
+    assert run("b", SHORT, moved=lambda n: n + 22 * (n >= 16)) == 0
+    assert state_bytes(tmp_path / "a") == state_bytes(tmp_path / "b")
+    marked = [r for r in records(tmp_path / "a/metrics.jsonl") if "passed_over" in r]
+    assert [(r["step"], r["passed_over"]) for r in marked] == [(17, [16, 38])]
+
+
+def test_an_evaluation_that_fails_ends_no_training(run, tmp_path, monkeypatch, capsys):
+    def fails(*args, **options):
+        raise RuntimeError("out of\nmemory")
+
+    whole = {"train.sample_tokens": "8"}
+    assert run("a", whole) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder, "make_evaluator", lambda *args, **options: fails)
+        patch.setattr(recorder, "make_generator", lambda *args, **options: fails)
+        assert run("b", whole) == 0
+    out = capsys.readouterr().out
+    assert "step 8: validation failed, training goes on: RuntimeError: out of memory" in out
+    assert "step 48: sampling failed" in out and "no validation loss that is finite" in out
+    assert state_bytes(tmp_path / "a") == state_bytes(tmp_path / "b")
+    logs = [records(tmp_path / name / "metrics.jsonl") for name in "ab"]
+    assert logs[1] == [record for record in logs[0] if record["split"] == "train"]
+    failed = [r for r in records(tmp_path / "b/timings.jsonl") if "failed" in r.get("event", "")]
+    assert [r["step"] for r in failed if "validation" in r["event"]] == [8, 16, 24, 32, 40, 48]
+    assert "val_loss" not in json.loads((tmp_path / "b/summary.json").read_text())
+
+
+def test_a_checkpoint_is_whole_before_its_evaluation_is_recorded(run, tmp_path, monkeypatch):
+    """Saving is begun first: an evaluation that ends the process leaves the step's checkpoint."""
+
+    def ends(*args, **options):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder, "make_evaluator", lambda *args, **options: ends)
+        with pytest.raises(Killed):
+            run("a", SHORT | {"train.eval_every": "16"})
+    assert checkpoints.newest_good(tmp_path / "a")[1]["step"] == 16
