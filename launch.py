@@ -8,6 +8,8 @@
   python launch.py --job=prove_causal --config=FILE       that no prediction sees its own target
   python launch.py --job=verify_resume --config=FILE      that a killed run ends as an unbroken one
   python launch.py --config=runs/a/config.json --workdir=runs/b   repeat run a
+  python launch.py --job=import --source=MODEL --workdir=runs/a   a Hugging Face folder or a GGUF
+  python launch.py --job=export --workdir=runs/a --target=FOLDER  a Hugging Face folder
   python launch.py --experiment=copy_task                 a study: question, claims, figures
   python launch.py --sweep=configs/sweeps/lr_by_seed.py   many runs, one program a structure
 
@@ -34,7 +36,8 @@ _FLAGS = [
     flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
     flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
-    flags.DEFINE_string("checkpoint", "newest", "evaluate, sample, inspect: newest or best."),
+    flags.DEFINE_string("checkpoint", "newest", "evaluate, export, sample, inspect: newest, best."),
+    flags.DEFINE_string("topology", "local", "compile: for what; local, or a slice as v5e:4x4."),
     flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
     flags.DEFINE_string(
@@ -54,6 +57,9 @@ _FLAGS = [
     flags.DEFINE_integer("nodes", 1, "launcher: with a process on each.", lower_bound=1),
     flags.DEFINE_bool("array", False, "launcher: each run of a sweep in a job of its own."),
     flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
+    flags.DEFINE_string("source", None, "import: a Hugging Face or PEFT folder, or a GGUF file."),
+    flags.DEFINE_string("target", None, "export: the folder to make."),
+    flags.DEFINE_string("format", "safetensors", "export: safetensors, or peft: adapters alone."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
     flags.DEFINE_integer(
         "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20

@@ -24,7 +24,7 @@ LEVELS = {
 
 # Rooms that may do everything outside a pure function, and rooms that may read and write files.
 OUTSIDE_ROOMS = ("io", "reports", "jobs")
-FILE_ROOMS = ("data", "tokenizers", "experiments")
+FILE_ROOMS = ("data", "tokenizers", "interop", "experiments")
 TIMING_ROOMS = ("experiments",)  # for a study's `measure`; its rows are repeated bit for bit
 
 FILE_CALLS = ("open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink")

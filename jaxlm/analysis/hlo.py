@@ -57,6 +57,8 @@ def collectives(hlo: str) -> dict[str, Collective]:
                 given = sum(sizes.get(x, 0) for x in re.findall(r"([\w.\-]+)(?:,|$)", operands))
                 # What an asynchronous one gives holds its operands as well.
                 gives = sizes[name] - given if started and result[0] == "(" else sizes[name]
+                if computation.startswith("all-reduce-scatter"):  # so a TPU's compiler writes it
+                    kind = "reduce-scatter"
                 counts[kind] += times
                 num_bytes[kind] += times * max(given, gives)
                 continue

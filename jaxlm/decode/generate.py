@@ -128,6 +128,7 @@ def generate(
 
     Args:
       model: its cache has a `length` i32[B] that may be lowered, as KVCache.
+      params: of the model; for a large one `jax.jit(model.decoding_params)(params)` is faster.
       prompts: B sequences of ids, lengths may differ, none empty.
       key: of jax.random, consumed; row b draws with fold_in(key, b).
       temperature, top_k, top_p, min_p: see `SamplingConfig`; temperature 0 is greedy.

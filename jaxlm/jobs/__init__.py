@@ -15,10 +15,14 @@ JOBS = {
     "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
     "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",
     "check_layouts": "a config's step on 8 devices, under every layout, against one device",
+    "compile": "the training step compiled for absent hardware: does it fit, how fast can it be",
     "compare": "runs side by side, and the fields in which their configs differ",
+    "import": "a run's folder from a Hugging Face or PEFT folder, or a GGUF file",
+    "export": "a Hugging Face folder from a run, or a PEFT folder of its adapters",
     "doctor": "what this machine offers, what is wrong, and what puts it right",
 }
 
+MODULES = {"import": "import_model"}  # where a job cannot be the name of its module
 BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their own
 
 
@@ -39,4 +43,4 @@ class Launch(NamedTuple):
 
 def run(name: str, launch: Launch) -> int:
     """Runs a job of `JOBS` or `BY_FLAG` by name; returns the exit code of the process."""
-    return importlib.import_module(f"jaxlm.jobs.{name}").main(launch) or 0
+    return importlib.import_module(f"jaxlm.jobs.{MODULES.get(name, name)}").main(launch) or 0

@@ -7,6 +7,7 @@ from typing import Any
 from jaxlm.core.config import FLAG, ConfigError, apply_overrides, from_dict, to_dict
 from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
+from jaxlm.jobs.sources import config_of_source
 from jaxlm.train.config import RunConfig
 
 
@@ -59,8 +60,8 @@ def launch_config(launch: Launch) -> tuple[RunConfig, str]:
     if source is None and launch.workdir and (pathlib.Path(launch.workdir) / CONFIG_FILE).exists():
         source = launch.workdir
     base = launch.overrides.get("train.init_from")
-    if source is None and base and (pathlib.Path(base) / CONFIG_FILE).is_file():
-        source = str(pathlib.Path(base) / CONFIG_FILE)
+    if source is None and base and (config := config_of_source(base)) is not None:
+        return apply_overrides(config, launch.overrides), pathlib.Path(base).stem
     source = source or launch.default_config
     config = apply_overrides(read_config(source), launch.overrides)
     path = pathlib.Path(source)

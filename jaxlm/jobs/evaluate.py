@@ -35,7 +35,9 @@ def main(launch: Launch) -> int:
     data = prepare_data(run.cfg, run.tokenizer)
     check_corpus(run.cfg, data.corpus, run.corpus, run.checkpoint)
     evaluate = make_evaluator(
-        transformer.build(run.cfg.model, **backends_of(run.cfg).options, **layout.functions),
+        transformer.build(
+            run.cfg.model, **backends_of(run.cfg, layout).options, **layout.functions
+        ),
         token_bytes=run.tokenizer.token_bytes,
         vocab_chunk=run.cfg.train.vocab_chunk,
     )

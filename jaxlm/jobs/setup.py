@@ -1,10 +1,11 @@
 """What every job on a run needs: its text, tokenizer, model and checkpoints."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,28 +102,46 @@ class Backends(NamedTuple):
     attention: Choice
 
 
-def backends_of(cfg: RunConfig) -> Backends:
+def backends_of(
+    cfg: RunConfig, layout: Layout | None = None, platform: str | None = None
+) -> Backends:
     """What a run of this config trains and is evaluated with, on this device.
 
+    Args:
+      layout: of the devices that it runs on; None: one.
+      platform: cpu, gpu or tpu; None: what is here.
     Raises:
       ConfigError: the one it names cannot do what the model needs, or not here.
     """
+    segments = cfg.data.mask_documents
     try:
-        choice = choose_attend(cfg.train.attention, cfg.model, segments=cfg.data.mask_documents)
+        choice = choose_attend(cfg.train.attention, cfg.model, segments=segments, platform=platform)
     except ValueError as error:
         raise ConfigError(f"{FLAG}train.attention={cfg.train.attention}: {error}") from None
-    options = {"linear": choose_linear(), "unroll": choose_unroll(cfg.model)}
-    return Backends({"attend": choice.attend, **options}, choice)
+    attend = choice.attend
+    if choice.name == "flash":  # compiled for a TPU, which need not be here; and not split by XLA
+        attend = functools.partial(attend, interpret=False)
+        if layout is not None and layout.mesh.size > 1:
+            attend = layout.split_attend(attend)
+    options = {
+        "linear": choose_linear(platform),
+        "unroll": choose_unroll(cfg.model, platform),
+    }
+    return Backends({"attend": attend, **options}, choice)
 
 
-def layout_of(cfg: RunConfig, specs: dict[str, Any]) -> Layout:
-    """Where the arrays of a run lie that trains a model with `specs`, on the devices that are here.
+def layout_of(
+    cfg: RunConfig, specs: dict[str, Any], devices: Sequence[jax.Device] | None = None
+) -> Layout:
+    """Where the arrays of a run lie that trains a model with `specs`.
 
+    Args:
+      devices: None: those that are here.
     Raises:
       ConfigError: there are too few devices, or something does not divide among them.
     """
     rows = cfg.data.batch_size // cfg.train.num_microbatches
-    return make_layout(cfg.mesh, specs, num_rows=rows)
+    return make_layout(cfg.mesh, specs, num_rows=rows, devices=devices)
 
 
 def decoding_model(cfg: TransformerConfig) -> LanguageModel:
@@ -153,7 +172,8 @@ class TrainedRun(NamedTuple):
     """A run's folder, opened for reading.
 
     params: of the whole model, adapters merged. checkpoint: where they come from.
-    corpus: fingerprint of the text they were trained on.
+    adapters: as they are in the checkpoint; {} where the run trains every weight.
+    corpus: fingerprint of the text they were trained on; None where they were imported.
     """
 
     cfg: RunConfig
@@ -162,7 +182,8 @@ class TrainedRun(NamedTuple):
     params: Any
     step: int
     checkpoint: pathlib.Path
-    corpus: str
+    corpus: str | None
+    adapters: Params
 
 
 def require_workdir(launch: Launch, job: str) -> pathlib.Path:
@@ -208,10 +229,17 @@ def open_run(
     check_tokenizer(manifest, tokenizer, path)
     model = transformer.build(cfg.model)
     abstract = abstract_weights(trained_specs(cfg, model.specs), layout)
-    params = checkpoints.restore(path, abstract, part="params")
-    params = model_weights(cfg, params, restore_frozen(workdir, manifest, model, layout))
+    trained = checkpoints.restore(path, abstract, part="params")
+    base = restore_frozen(workdir, manifest, model, layout)
     return TrainedRun(
-        cfg, tokenizer, model, params, manifest["step"], path, manifest["extra"]["corpus"]
+        cfg=cfg,
+        tokenizer=tokenizer,
+        model=model,
+        params=model_weights(cfg, trained, base),
+        step=manifest["step"],
+        checkpoint=path,
+        corpus=manifest["extra"]["corpus"],
+        adapters={} if cfg.lora.rank is None else trained,
     )
 
 
@@ -240,9 +268,11 @@ def check_tokenizer(manifest: dict, tokenizer: Tokenizer, path: pathlib.Path) ->
         )
 
 
-def check_corpus(cfg: RunConfig, corpus: Corpus, trained_on: str, path: pathlib.Path) -> None:
-    """Raises ConfigError unless the text is the one that the checkpoint was trained on."""
-    if trained_on != corpus.fingerprint:
+def check_corpus(
+    cfg: RunConfig, corpus: Corpus, trained_on: str | None, path: pathlib.Path
+) -> None:
+    """Raises ConfigError where the checkpoint was trained here, on another text."""
+    if trained_on not in (None, corpus.fingerprint):
         raise ConfigError(
             f"{FLAG}data.path={cfg.data.path}: the text has changed since {path} was trained; "
             "put it back, or start a new run with --config.train.init_from"

@@ -32,7 +32,8 @@ from jaxlm.jobs.setup import (
     with_vocabulary,
 )
 from jaxlm.jobs.signals import stop_requests
-from jaxlm.jobs.train import check_source, open_base, tokenizer_of_source
+from jaxlm.jobs.sources import open_base, tokenizer_of_source
+from jaxlm.jobs.train import check_source
 from jaxlm.models import transformer
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.sweep_report import (

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from jaxlm.analysis import flops
-from jaxlm.core import config as config_lib
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import batch_at, num_windows
@@ -40,16 +39,16 @@ from jaxlm.jobs.setup import (
     check_corpus,
     check_tokenizer,
     layout_of,
-    open_run,
     prepare_data,
     restore_frozen,
     with_vocabulary,
 )
+from jaxlm.jobs.sources import USAGE_FILE, open_base, tokenizer_of_source, usage_of_source
 from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
-from jaxlm.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from jaxlm.tokenizers import load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.layouts import Layout
 from jaxlm.train.loop import run_loop
@@ -58,14 +57,6 @@ from jaxlm.train.program import hyper_values, make_program, place_program, train
 from jaxlm.train.state import TrainState
 
 SCHEDULE_FILE = "schedule.json"
-
-# Fields of a model that may differ from those of the base its adapters are added to: none of them
-# changes what the base computes, or it shows in the shapes of the weights.
-FREE_OF_BASE = (
-    *("context_length", "dropout", "dtype", "remat", "scan_unroll"),
-    *("init_scale", "output_init"),
-    *("num_kv_heads", "head_dim", "d_ff"),
-)
 
 
 def main(launch: Launch) -> int:
@@ -89,8 +80,8 @@ def main(launch: Launch) -> int:
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
     hypers = hyper_values(cfg)
     sample_request(cfg, data)
-    backends = backends_of(cfg)
     layout = layout_of(cfg, transformer.param_specs(cfg.model))
+    backends = backends_of(cfg, layout)
     model = transformer.build(cfg.model, **backends.options, **layout.functions)
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
     base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
@@ -113,6 +104,8 @@ def main(launch: Launch) -> int:
         processes.wait_for_all("the folder is read")
         if saved is None:
             save_tokenizer(data.tokenizer, own / TOKENIZER_FILE)
+            if usage := usage_of_source(cfg.train.init_from):
+                workdir.save_json(own / USAGE_FILE, usage)
         if saved != cfg:
             workdir.save_config(own, cfg)
         print(f"run       {folder}")
@@ -140,18 +133,6 @@ def check_source(cfg: RunConfig) -> None:
         )
 
 
-def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
-    """That of the run whose weights are started from; None where there is none."""
-    if cfg.train.init_from is None:
-        return None
-    source = pathlib.Path(cfg.train.init_from)
-    if not (source / workdir.CONFIG_FILE).is_file():
-        raise ConfigError(
-            f"{FLAG}train.init_from={source}: holds no run (no {workdir.CONFIG_FILE})"
-        )
-    return load_tokenizer(source / TOKENIZER_FILE)
-
-
 def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that has done all its steps, or None."""
     path = folder / SUMMARY_FILE
@@ -169,6 +150,11 @@ def check_resumable(
     cfg: RunConfig, data: Data, path: pathlib.Path, manifest: dict[str, Any]
 ) -> None:
     """Raises ConfigError unless a run of this config and text can go on from the checkpoint."""
+    if "imported" in manifest["extra"]:
+        raise ConfigError(
+            f"--workdir={path.parent.parent}: holds imported weights and no run to go on with; "
+            f"start one from them: {FLAG}train.init_from={path.parent.parent}"
+        )
     check_tokenizer(manifest, data.tokenizer, path)
     check_corpus(cfg, data.corpus, manifest["extra"]["corpus"], path)
     if manifest["step"] > cfg.train.num_steps:
@@ -251,7 +237,10 @@ def _train(
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **backends.options)
+    options = backends.options
+    if cfg.train.parallel == "pmap":  # in which nothing is split any more
+        options = {**options, "attend": backends.attention.attend}
+    program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
 
     def begin(found, base=None):
         if found is not None:
@@ -354,7 +343,8 @@ def examine_bad_step(
     recorder.note(f"bad step  {bad.step}: {bad.problem}")
     if jax.process_count() > 1:
         return  # op by op, every one of them would have to run the same
-    step = make_program(cfg, data.tokenizer.token_bytes, **backends.options).step
+    options = {**backends.options, "attend": backends.attention.attend}
+    step = make_program(cfg, data.tokenizer.token_bytes, **options).step
     number = batch_number(bad.step - 1, recorder.passed_over)
     for line in bad_steps.examine(cfg, folder, data, step, replay(bad.step - 1), bad, number):
         recorder.note(f"          {line}")
@@ -384,36 +374,6 @@ def go_back(cfg: RunConfig, recorder: Recorder) -> tuple[int, Ranges]:
         )
     recorder.note(f"rollback  to step {step}; batches {first} to {last} are passed over")
     return step, passed
-
-
-def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None) -> TrainedRun:
-    """The run whose weights this one starts from, placed as `layout` says; None: on one device.
-
-    Raises:
-      ConfigError: no such run or checkpoint, or its weights are of other shapes than `cfg.model`
-        has, or cfg.model would compute something else with a base that adapters are added to.
-    """
-    source = pathlib.Path(cfg.train.init_from)
-    flag = f"{FLAG}train.init_from"
-    try:
-        specs = transformer.param_specs(workdir.load_config(source, RunConfig).model)
-        params_lib.check_params(params_lib.abstract_params(specs), model.specs)
-        base = open_run(source, flag=flag, layout=layout)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{flag}={source}: its weights are of another model: {error}") from None
-    other = [
-        line
-        for line in config_lib.diff(base.cfg.model, cfg.model)
-        if line.partition(":")[0] not in FREE_OF_BASE
-    ]
-    if other and cfg.lora.rank is not None:
-        raise ConfigError(
-            f"{flag}={source}: adapters need the base's own model (its field -> yours): "
-            f"{'; '.join(other)}. Give these {FLAG}model fields its values"
-        )
-    return base
 
 
 def _restore(path: pathlib.Path, abstract: TrainState, hypers: dict[str, float]) -> TrainState:

@@ -16,6 +16,7 @@ class LanguageModel(NamedTuple):
     init_cache: (batch_size, length) -> cache for up to `length` tokens a row.
     extend: (params, tokens i32[B, S], cache) -> (logits f32[B, S, V], cache), the S tokens
       appended to what the cache holds.
+    decoding_params: (params) -> the form of them that `extend` reads fastest.
     """
 
     specs: dict[str, Any]
@@ -24,6 +25,7 @@ class LanguageModel(NamedTuple):
     head: tuple[str, ...]
     init_cache: Callable[..., Any]
     extend: Callable[..., Any]
+    decoding_params: Callable[..., Any] = lambda params: params
 
     def forward(self, params, tokens, **options):
         """Logits f32[B, S, V]: `unembed` of `hidden`."""

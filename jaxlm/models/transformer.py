@@ -55,6 +55,7 @@ class TransformerConfig:
     logit_softcap: float | None = None
     tied_head: bool = False
     bias: bool = False  # in attention, in a feed-forward without gate, and on layer norm
+    qkv_bias: bool = False  # in attention on queries, keys and values alone, without bias
     head_bias: bool = False
     init_scale: float = 1.0  # factor on all initial matrices but the embeddings
     output_init: float = 1.0  # factor on the initial wo and w_down; 0 starts from the identity
@@ -123,12 +124,13 @@ class Sizes(NamedTuple):
 class KVCache:
     """Keys and values of the tokens so far.
 
-    k, v: [N, B, T, K, Dh] in the compute dtype. length: i32[B], tokens held in each row; entries
-    behind it are never read, so lowering it takes tokens back.
+    k, v: for each layer [B, K, T, Dh] in the compute dtype, apart so that a step writes its tokens
+    in place. length: i32[B], tokens held in each row; entries behind it are never read, so
+    lowering it takes tokens back.
     """
 
-    k: Array
-    v: Array
+    k: tuple[Array, ...]
+    v: tuple[Array, ...]
     length: Array
 
 
@@ -163,9 +165,11 @@ def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
     }
     if cfg.activation == "swiglu":
         blocks["w_gate"] = matrix((D, F), ("embed", "mlp"))
-    if cfg.bias:
-        blocks |= {"bq": per_head(H, "heads"), "bo": vector(D, "embed")}
+    if cfg.bias or cfg.qkv_bias:
+        blocks |= {"bq": per_head(H, "heads")}
         blocks |= {"bk": per_head(K, "kv_heads"), "bv": per_head(K, "kv_heads")}
+    if cfg.bias:
+        blocks["bo"] = vector(D, "embed")
         if cfg.activation != "swiglu":
             blocks |= {"b_up": vector(F, "mlp"), "b_down": vector(D, "embed")}
     if cfg.qk_norm:
@@ -352,7 +356,11 @@ def hidden(
 def unembed(params: Params, x: Array, cfg: TransformerConfig) -> Array:
     """Next-token logits f32[B, S, V] from `hidden` [B, S, D], products in cfg.dtype."""
     w = params["embed"].T if cfg.tied_head else params["unembed"]
-    logits = float32_product(x, w.astype(cfg.dtype))
+    return finish_logits(float32_product(x, w.astype(cfg.dtype)), params, cfg)
+
+
+def finish_logits(logits: Array, params: Params, cfg: TransformerConfig) -> Array:
+    """What follows the product with the head: its bias and the softcap."""
     if cfg.head_bias:
         logits = logits + params["unembed_bias"]
     if cfg.logit_softcap is not None:
@@ -368,39 +376,71 @@ def forward(params: Params, tokens: Array, cfg: TransformerConfig, **options) ->
 def init_cache(cfg: TransformerConfig, batch_size: int, length: int) -> KVCache:
     """An empty cache for up to `length` tokens a row."""
     N, _, _, _, _, K, Dh = cfg.sizes
-    empty = jnp.zeros((N, batch_size, length, K, Dh), cfg.dtype)
+    empty = (jnp.zeros((batch_size, K, length, Dh), cfg.dtype),) * N
     return KVCache(k=empty, v=empty, length=jnp.zeros(batch_size, jnp.int32))
 
 
+def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
+    """The weights as `extend` reads them fastest: in cfg.dtype, `blocks` one dict a layer.
+
+    From stacked weights each layer's are copied out again for every token; these are read where
+    they are, by a program that repeats the block for each layer and so takes longer to compile.
+    """
+    params = _in_compute_dtype(params, cfg)
+    layers = [{name: w[i] for name, w in params["blocks"].items()} for i in range(cfg.num_layers)]
+    return {**params, "blocks": tuple(layers)}
+
+
 def extend(
-    params: Params, tokens: Array, cache: KVCache, cfg: TransformerConfig
+    params: Params,
+    tokens: Array,
+    cache: KVCache,
+    cfg: TransformerConfig,
+    *,
+    linear: Callable[..., Array] = plain_linear,
+    unembed: Callable[..., Array] = unembed,
 ) -> tuple[Array, KVCache]:
     """Appends `tokens` i32[B, S] to each row of the cache.
 
     Rows may hold different lengths. The caller keeps length + S within the cache; writes beyond
     its end would move back over older entries.
 
+    Args:
+      params: of the model, or `decoding_params` of them.
+      linear, unembed: as those of this model, for weights that are kept otherwise.
     Returns:
       logits f32[B, S, V] after each of the tokens, and the cache with S more tokens a row.
     """
     if not cfg.causal:
         raise ValueError("causal=false: an encoder reads ahead, so it has no cached decoding")
-    params = _in_compute_dtype(params, cfg)
+    apart = isinstance(params["blocks"], tuple)
+    params = params if apart else _in_compute_dtype(params, cfg)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])
     angles = _angles(positions, cfg)
-    write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (at, 0, 0)))
+    write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0)))
 
     def run_block(x, w, kv):
         def cached(q, k, v):
-            k, v = write(kv[0], k, cache.length), write(kv[1], v, cache.length)
+            new = (jnp.swapaxes(each, 1, 2) for each in (k, v))
+            held = [write(*each, cache.length) for each in zip(kv, new, strict=True)]
+            k, v = (jnp.swapaxes(each, 1, 2) for each in held)
             # Entries behind a row's length have later positions: the causal mask drops them.
             kinds = {"window": cfg.window, "softcap": cfg.attention_softcap}
-            return plain_attend(q, k, v, causal=True, q_positions=positions, **kinds), (k, v)
+            return plain_attend(q, k, v, causal=True, q_positions=positions, **kinds), held
 
-        return block(x, w, cfg, angles=angles, attend=cached)
+        return block(x, w, cfg, angles=angles, attend=cached, linear=linear)
 
     x = _embed(params, tokens, positions, cfg)
-    x, (k, v) = _scan_blocks(x, params, cfg, run_block, (cache.k, cache.v))
+    if apart:
+        held = []
+        for w, *kv in zip(params["blocks"], cache.k, cache.v, strict=True):
+            x, kv = run_block(x, w, kv)
+            held.append(kv)
+        k, v = zip(*held, strict=True)
+    else:
+        stacked = (jnp.stack(cache.k), jnp.stack(cache.v))
+        x, held = _scan_blocks(x, params, cfg, run_block, stacked)
+        k, v = map(tuple, held)
     if cfg.norm_placement == "pre":
         x = _norm(x, params, "final_norm", cfg)
     return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + tokens.shape[1])
@@ -443,4 +483,5 @@ def build(cfg: TransformerConfig, **options: Any) -> LanguageModel:
         head=("embed" if cfg.tied_head else "unembed", *["unembed_bias"][: cfg.head_bias]),
         init_cache=functools.partial(init_cache, cfg),
         extend=functools.partial(extend, cfg=cfg),
+        decoding_params=functools.partial(decoding_params, cfg=cfg),
     )

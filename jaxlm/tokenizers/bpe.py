@@ -1,5 +1,6 @@
 """Byte-pair encoding: ranks kept here, encoding by tiktoken, nothing ever downloaded."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -31,14 +32,20 @@ def bpe_tokenizer(
     pattern: str = "gpt2",
     special_tokens: Iterable[str] | Mapping[str, int] = (),
     ids: Sequence[int] | None = None,
+    nfc: bool = False,
 ) -> Tokenizer:
     """A byte-level BPE tokenizer that encodes exactly as tiktoken does with the same ranks.
+
+    Text that holds a byte without an id is refused when it is encoded.
 
     Args:
       merges: (left, right) in order of rank.
       pattern: a name in `PATTERNS`.
       special_tokens: strings, which take the ids after the merges; or a mapping to ids.
-      ids: id of each rank, the 256 bytes first and then the merges, where it is not the rank.
+      ids: id of each rank, the 256 bytes first and then the merges, where it is not the rank; -1
+        for a byte that has none.
+      nfc: bring text to Unicode's form NFC first, as Qwen's tokenizers do; decoding then gives that
+        form and not the text.
     Raises:
       ConfigError: a merge of parts that are no tokens yet, a merge that makes a token twice
         (tiktoken ranks bytes, so it cannot hold both), ids with a hole or a duplicate, an unknown
@@ -56,9 +63,11 @@ def bpe_tokenizer(
     pieces = _pieces_by_id(ranks, ids, special_ids)
     rank_to_id = np.array(ids, np.int32)
     is_identity = bool((rank_to_id == np.arange(len(ranks))).all())
+    incomplete = bool((rank_to_id < 0).any())
     encoding = _tiktoken_encoding(pattern, ranks)
 
     def encode_ordinary(text: str) -> np.ndarray:
+        text = unicodedata.normalize("NFC", text) if nfc else text
         try:
             found = encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
@@ -69,7 +78,13 @@ def bpe_tokenizer(
                 f"tiktoken cannot cut this text into pre-tokens by pattern={pattern} ({error}); "
                 "shorten its longest run of white space"
             ) from None
-        return found.astype(np.int32) if is_identity else rank_to_id[found]
+        ids = found.astype(np.int32) if is_identity else rank_to_id[found]
+        if incomplete and (ids < 0).any():
+            raise ConfigError(
+                f"text holds the byte 0x{found[ids < 0][0]:02X}, for which this tokenizer has no "
+                "id; remove the character"
+            )
+        return ids
 
     content = {
         "kind": "bpe",
@@ -79,13 +94,15 @@ def bpe_tokenizer(
     }
     if not is_identity:
         content["ids"] = rank_to_id.tolist()
+    if nfc:
+        content["nfc"] = True
     return Tokenizer(
         kind="bpe",
         pieces=pieces,
         special_ids=special_ids,
         unk_id=None,
         encode_ordinary=encode_ordinary,
-        safe_cut=safe_cut(pattern),
+        safe_cut=safe_cut(pattern, nfc),
         content=content,
     )
 
@@ -117,7 +134,9 @@ def _pieces_by_id(
     ranks: dict[bytes, int], ids: Sequence[int], special_ids: Mapping[str, int]
 ) -> tuple[bytes, ...]:
     by_id: dict[int, bytes] = {}
-    tokens = [*zip(ranks, ids, strict=True), *((s.encode(), i) for s, i in special_ids.items())]
+    ranked = zip(ranks, ids, strict=True)
+    tokens = [(piece, id) for piece, id in ranked if len(piece) > 1 or id != -1]
+    tokens += [(special.encode(), id) for special, id in special_ids.items()]
     for piece, id in tokens:
         if isinstance(id, bool) or not isinstance(id, int | np.integer):
             raise ConfigError(

@@ -20,7 +20,7 @@ class TokenizerConfig:
     kind: Literal["characters", "bytes", "bpe"] = "characters"
     vocab_size: int | None = None
     unknown: Literal["error", "unk"] = "error"
-    pattern: Literal["gpt2", "cl100k", "llama3", "whitespace", "none"] = "gpt2"
+    pattern: Literal["gpt2", "cl100k", "llama3", "qwen2", "smollm", "whitespace", "none"] = "gpt2"
     special_tokens: tuple[str, ...] = ()
     path: str | None = None
 

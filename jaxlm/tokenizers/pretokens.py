@@ -10,8 +10,10 @@ import regex
 
 from jaxlm.tokenizers.pieces import SafeCut
 
-# As tiktoken states them (gpt2, cl100k) and Llama 3 published its own; the same text goes to
-# tiktoken's regex engine and to Python's, and every pattern covers every character.
+# As tiktoken states them (gpt2, cl100k), and as Llama 3 and Qwen 2 published their own; the same
+# text goes to tiktoken's regex engine and to Python's, and every pattern covers every character.
+# SmolLM cuts out single digits and applies gpt2 to what lies between, so that the blanks before a
+# digit stay together.
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     "cl100k": (
@@ -22,6 +24,11 @@ PATTERNS = {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "smollm": (r"'(?:[sdmt]|ll|ve|re)|\p{N}| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s+(?![^\s\p{N}])|\s"),
     "whitespace": r"\S++|\s++",
     "none": r"(?s:.++)",
 }
@@ -51,7 +58,7 @@ def _kind(char: str) -> str:
 
 
 def _word_ends(left: str, right: str) -> bool:
-    """A run of letters or of digits ends here: true of gpt2, cl100k and llama3.
+    """A run of letters or of digits ends here: true of all but whitespace and none.
 
     None of them has a token that goes on after a letter with anything but a letter, or after a
     digit with anything but a digit, and none looks behind.
@@ -83,18 +90,24 @@ _CUTS = {
     "gpt2": _gpt2_cut,
     "cl100k": _line_keeping_cut,
     "llama3": _line_keeping_cut,
+    "qwen2": _line_keeping_cut,
+    "smollm": _gpt2_cut,
     "whitespace": _whitespace_cut,
     "none": lambda left, right: False,
 }
 
 
-def safe_cut(pattern: str) -> SafeCut:
-    """The last place in a text that is a border of pre-tokens whatever follows."""
+def safe_cut(pattern: str, nfc: bool = False) -> SafeCut:
+    """The last place in a text that is a border of pre-tokens whatever follows.
+
+    nfc: whether the text is brought to that form before it is cut into pre-tokens. Only places
+    before ASCII are safe then, for no ASCII character joins what stands before it.
+    """
     is_cut = _CUTS[pattern]
 
     def cut(text: str, start: int, limit: int) -> int:
         for q in range(min(limit, len(text) - 1), start, -1):
-            if is_cut(text[q - 1], text[q]):
+            if is_cut(text[q - 1], text[q]) and not (nfc and text[q] > "\x7f"):
                 return q
         return start
 

@@ -84,7 +84,11 @@ def _from_content(content: dict[str, Any]) -> Tokenizer:
                 raise ConfigError(f"merge {number}: expected two tokens, got {line!r}") from None
             merges.append((left, right))
         return bpe_tokenizer(
-            merges, pattern=content["pattern"], special_tokens=specials, ids=content.get("ids")
+            merges,
+            pattern=content["pattern"],
+            special_tokens=specials,
+            ids=content.get("ids"),
+            nfc=content.get("nfc", False),
         )
     raise ConfigError(f"unknown kind {kind!r}; expected characters, bytes or bpe")
 

@@ -37,9 +37,9 @@ class TrainConfig:
     # `rollback_steps` or more, to the edge of a call, and pass over the batches of those steps.
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     rollback_steps: int = 10
-    spike_sigmas: float | None = None  # the same for a loss that far above its mean; none: no limit
     max_passed_over: int = 100  # batches; a rollback that would pass over more ends the run
-    init_from: str | None = None  # the workdir of a run whose newest weights to start from
+    spike_sigmas: float | None = None  # the same for a loss that far above its mean; none: no limit
+    init_from: str | None = None  # weights to start from: a workdir, a Hugging Face folder, a GGUF
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # each an extra of that name
     profile_steps: str | None = None  # trace the steps after the first of 10:20, to the second
 

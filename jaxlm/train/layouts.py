@@ -6,15 +6,15 @@ split, the tables say; the model and the step know nothing of it.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.core import trees
-from jaxlm.core.arrays import Params
+from jaxlm.core.arrays import Array, Params
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.core.params import abstract_params
 from jaxlm.core.sharding import Rules, make_constrain, sharding_of, uneven_dimensions
@@ -96,6 +96,29 @@ class Layout(NamedTuple):
             return {}
         return {"constrain": make_constrain(self.mesh, ACTIVATIONS | self.tables.weights)}
 
+    def split_attend(self, attend: Callable[..., Array]) -> Callable[..., Array]:
+        """An attention each device runs for its rows and heads: for kernels XLA cannot split."""
+        both = all(axis in self.tables.weights for axis in ("heads", "kv_heads"))
+        heads = self.tables.weights["heads"] if both else None
+        rows = ACTIVATIONS["batch"]
+        of_heads, of_rows = PartitionSpec(rows, None, heads), PartitionSpec(rows)
+
+        def split(q, k, v, *, q_segments=None, kv_segments=None, **kinds):
+            segments = {"q_segments": q_segments, "kv_segments": kv_segments}
+
+            def part(q, k, v, segments):
+                return attend(q, k, v, **segments, **kinds)
+
+            return jax.shard_map(
+                part,
+                mesh=self.mesh,
+                in_specs=(of_heads, of_heads, of_heads, of_rows),
+                out_specs=of_heads,
+                check_vma=False,
+            )(q, k, v, segments)
+
+        return split
+
     @property
     def batches(self) -> NamedSharding:
         """Of what the steps of one call read, [steps, B, S]."""
@@ -126,8 +149,8 @@ class Layout(NamedTuple):
     def state(self, state: TrainState, specs: dict, frozen_specs: dict) -> TrainState:
         """`state`, of which only shapes are read, as shapes and shardings.
 
-        An array of the optimizer belongs to the weight whose path its own ends with, if it has that
-        weight's shape; every array that belongs to none is whole on each device.
+        An array of the optimizer lies with the weight it belongs to, see `weight_of`; every array
+        that belongs to none is whole on each device.
 
         Args:
           specs: of what is trained. frozen_specs: of the weights that are not; {} for none.
@@ -138,19 +161,28 @@ class Layout(NamedTuple):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.whole)
 
         def as_its_weight(path, leaf):
-            names = jax.tree_util.keystr(path, simple=True, separator=trees.SEPARATOR)
-            names = names.split(trees.SEPARATOR)
-            for start in range(len(names)):
-                weight = optimizer.get(trees.SEPARATOR.join(names[start:]))
-                if weight is not None and weight.shape == leaf.shape:
-                    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=weight.sharding)
-            return whole(leaf)
+            weight = optimizer.get(weight_of(path, leaf.shape, optimizer))
+            if weight is None:
+                return whole(leaf)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=weight.sharding)
 
         return jax.tree.map(whole, state).replace(
             params=self.weights(specs),
             frozen=self.weights(frozen_specs),
             opt_state=jax.tree_util.tree_map_with_path(as_its_weight, state.opt_state),
         )
+
+
+def weight_of(path: tuple, shape: tuple[int, ...], weights: Mapping[str, Any]) -> str | None:
+    """Of which weight an array of the optimizer is: its path ends with it, and it has its shape.
+
+    Args:
+      path: of JAX's keys. weights: {path: something with a shape}.
+    """
+    names = jax.tree_util.keystr(path, simple=True, separator=trees.SEPARATOR)
+    names = names.split(trees.SEPARATOR)
+    ends = [trees.SEPARATOR.join(names[start:]) for start in range(len(names))]
+    return next((end for end in ends if end in weights and weights[end].shape == shape), None)
 
 
 def make_layout(

@@ -78,7 +78,12 @@ TPU_PROGRAM = textwrap.dedent("""\
       %g.2 = bf16[32]{0} all-gather(%w), channel_id=7, frontend_attributes={chain_id="5"}
     }
 
+    %all-reduce-scatter.1.clone (w: f32[16]) -> f32[4] {
+      %all-reduce.1 = f32[16]{0} all-reduce(%w), channel_id=9, to_apply=%add
+    }
+
     ENTRY %main (w: bf16[2]) -> bf16[32] {
+      %mine = f32[4]{0} fusion(%sum), kind=kCustom, calls=%all-reduce-scatter.1.clone
       %while = (u32[], bf16[4]) while(%t), condition=%condition.4, body=%body.4
       %piece.1 = bf16[32]{0} fusion(%w), kind=kOutput, calls=%first
       %piece.2 = bf16[32]{0} fusion(%w), kind=kOutput, calls=%last
@@ -89,6 +94,7 @@ TPU_PROGRAM = textwrap.dedent("""\
 def test_on_a_tpu_the_condition_tells_the_trips_and_the_pieces_of_a_gather_are_one():
     assert collectives(TPU_PROGRAM) == {
         "all-gather": (1, 2 * 32),
+        "reduce-scatter": (1, 4 * 16),
         "collective-permute": (8, 8 * 2 * 4),
     }
 

@@ -5,10 +5,14 @@ import shutil
 import signal
 import time
 
+import jax
+import numpy as np
 import pytest
 from job_runs import assert_same_run, fingerprint, records, state_bytes
 
 from jaxlm.io import checkpoints
+from jaxlm.jobs import sample
+from jaxlm.models.transformer import build
 
 SHORT = ["--config.train.num_steps=8", "--config.train.save_every=8"]
 NO_SAMPLES = ["--config.train.sample_every=none", "--config.train.sample_tokens=0"]
@@ -81,24 +85,34 @@ def test_evaluate_the_best_checkpoint(launch, finished):
 
 
 def test_samples_follow_the_seed(launch, finished):
-    def sample(*flags):
+    def text(*flags):
         outcome = launch("--job=sample", f"--workdir={finished}", "--prompt=the", *flags)
         assert (outcome.code, outcome.err) == (0, "")
         return outcome.out
 
     flags = ("--num_tokens=40", "--temperature=1")
-    one = sample(*flags)
-    assert one == sample(*flags)
-    assert one != sample(*flags, "--seed=1")
+    one = text(*flags)
+    assert one == text(*flags)
+    assert one != text(*flags, "--seed=1")
     assert one.startswith("the") and len(one) == len("the") + 40 + len("\n")
-    assert sample("--num_tokens=9", "--temperature=0") == sample(
+    assert text("--num_tokens=9", "--temperature=0") == text(
         "--num_tokens=9", "--top_k=1", "--seed=5"
     )
 
-    three = sample(*flags, "--num_samples=3")
+    three = text(*flags, "--num_samples=3")
     assert three.count("--- sample ") == 3 and one in three
     bodies = [b.split("\n", 1)[1].rstrip("\n") for b in three.split("--- sample ")[1:]]
     assert len(set(bodies)) == 3
+
+
+def test_the_weights_of_a_large_model_are_made_ready_for_decoding(
+    monkeypatch, params_of, small_cfg
+):
+    model, params = build(small_cfg), params_of(small_cfg)
+    assert sample.weights_to_read(model, params) is params
+    monkeypatch.setattr(sample, "LARGE", 1)
+    ready = sample.weights_to_read(model, params)
+    jax.tree.map(np.testing.assert_array_equal, ready, model.decoding_params(params))
 
 
 def test_a_run_starts_from_the_weights_of_another(launch, config, finished, tmp_path):

@@ -69,11 +69,13 @@ def test_what_would_fail_later_is_refused_before_anything_is_submitted(flags, ov
 def launch(workdir, text, *flags, **env):
     """Submits a tiny run that never ends by itself; returns what was printed."""
     command = [sys.executable, "launch.py", f"--workdir={workdir}", f"--config.data.path={text}"]
-    done = subprocess.run(
-        [*command, *TINY, *flags], cwd=ROOT, capture_output=True, text=True, env=os.environ | env
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    printed = workdir.with_name("printed")  # a pipe would stay open as long as the job
+    with open(printed, "w") as out:
+        done = subprocess.run(
+            [*command, *TINY, *flags], cwd=ROOT, env=os.environ | env, stdout=out, stderr=out
+        )
+    assert done.returncode == 0, printed.read_text()
+    return printed.read_text()
 
 
 def wait_until(condition, what, seconds=400):

@@ -179,6 +179,16 @@ def test_rows_of_a_cache_may_hold_different_lengths(forward_of, extend_of, param
     np.testing.assert_array_equal(cache.length, [8, 6])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_made_ready_for_decoding_give_the_same_logits(dtype, extend_of, params_of):
+    cfg = vary(dtype=dtype)
+    params, cache = params_of(cfg), transformer.init_cache(cfg, 2, 12)
+    ready = transformer.decoding_params(params, cfg)
+    logits, _ = in_chunks(extend_of(cfg), params, TOKENS, cache, (4, 1, 5))
+    again, _ = in_chunks(extend_of(cfg), ready, TOKENS, cache, (4, 1, 5))
+    np.testing.assert_allclose(again, logits, atol=1e-6)
+
+
 def test_an_encoder_has_no_cached_decoding(params_of):
     cfg = vary(causal=False)
     with pytest.raises(ValueError, match="causal"):
@@ -252,7 +262,7 @@ def test_bfloat16_compute_keeps_float32_logits_and_gradients(params_of, forward_
     _, grads = jax.eval_shape(value_and_grad(half), params, TOKENS)
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
     cache = transformer.init_cache(half, 2, 12)
-    assert cache.k.dtype == jnp.bfloat16
+    assert {each.dtype for each in (*cache.k, *cache.v)} == {jnp.dtype("bfloat16")}
 
 
 def test_float32_gains_are_not_rounded_in_bfloat16_compute(params_of):

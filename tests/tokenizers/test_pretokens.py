@@ -1,6 +1,8 @@
 """Pre-tokens: the published patterns, fast counting, and cuts that change nothing."""
 
+import functools
 import itertools
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -23,12 +25,36 @@ def test_gpt2_pattern_is_the_published_one(text):
     assert regex.findall(PATTERNS["gpt2"], text) == regex.findall(GPT2_PUBLISHED, text)
 
 
+@given(texts)
+@settings(deadline=None)
+def test_smollm_pattern_is_gpt2_between_single_digits(text):
+    parts = [part for part in regex.split(r"(\p{N})", text) if part]
+    expected = [token for part in parts for token in regex.findall(GPT2_PUBLISHED, part)]
+    assert regex.findall(PATTERNS["smollm"], text) == expected
+
+
+@given(texts)
+@settings(deadline=None)
+def test_a_safe_cut_is_one_of_the_normal_form_too(text):
+    cut = safe_cut("qwen2", nfc=True)
+    nfc = functools.partial(unicodedata.normalize, "NFC")
+    whole = regex.findall(PATTERNS["qwen2"], nfc(text))
+    for q in {cut(text, 0, limit) for limit in range(1, len(text))} - {0}:
+        parts = [regex.findall(PATTERNS["qwen2"], nfc(part)) for part in (text[:q], text[q:])]
+        assert parts[0] + parts[1] == whole, (text, q)
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
         ("gpt2", ["I", "'ll", " pay", " 12345", "!!", "\n", "\n", "Now", " "]),
         ("cl100k", ["I", "'ll", " pay", " ", "123", "45", "!!\n\n", "Now", " "]),
         ("llama3", ["I", "'ll", " pay", " ", "123", "45", "!!\n\n", "Now", " "]),
+        ("qwen2", ["I", "'ll", " pay", " ", "1", "2", "3", "4", "5", "!!\n\n", "Now", " "]),
+        (
+            "smollm",
+            ["I", "'ll", " pay", " ", "1", "2", "3", "4", "5", "!!", "\n", "\n", "Now", " "],
+        ),
         ("whitespace", ["I'll", " ", "pay", " ", "12345!!", "\n\n", "Now", " "]),
         ("none", ["I'll pay 12345!!\n\nNow "]),
     ],
@@ -72,7 +98,7 @@ def assert_cuts_are_borders(pattern, text):
         assert find(text[:q]) + find(text[q:]) == whole, (text, q)
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "llama3", "whitespace"])
+@pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "none"])
 def test_cuts_are_borders_in_every_short_text(pattern):
     for text in itertools.product("a1 \n.'", repeat=5):
         assert_cuts_are_borders(pattern, "".join(text))

@@ -259,8 +259,8 @@ def test_token_text_shows_one_id(made, id, text):
         (lambda: bpe_tokenizer([], ids=[*range(255), 0]), "id 0 is given twice"),
         (lambda: bpe_tokenizer([], ids=[*range(255), 256]), "id 255 is missing"),
         (
-            lambda: bpe_tokenizer([], ids=[*range(255), -1]),
-            "id 255 is missing, and id -1 is outside",
+            lambda: bpe_tokenizer([], ids=[*range(255), -2]),
+            "id 255 is missing, and id -2 is outside",
         ),
         (lambda: bpe_tokenizer([], ids=[*range(255), "a"]), "integer id, got 'a'"),
         (

@@ -27,6 +27,10 @@ SAVED = {
     "bpe-ids": lambda: bpe_tokenizer(
         MERGES, special_tokens={"<s>": 0}, ids=[*range(259, 0, -1)], pattern="none"
     ),
+    "bpe-nfc": lambda: bpe_tokenizer(MERGES, special_tokens=["<s>"], pattern="qwen2", nfc=True),
+    "bpe-bytes-missing": lambda: bpe_tokenizer(
+        MERGES, special_tokens={"<s>": 257}, ids=[*range(192), -1, -1, *range(192, 257)]
+    ),
 }
 kinds = pytest.mark.parametrize("make", SAVED.values(), ids=SAVED)
 

