@@ -183,15 +183,36 @@ def batch_at(
     Raises:
       ConfigError: the split is too short for S, or with order=contiguous for B rows of S.
     """
+    start = row_starts(
+        split,
+        seed,
+        step,
+        batch_size=batch_size,
+        context_length=context_length,
+        rows=rows,
+        order=order,
+    )
+    return _gather(split, start[:, None] + np.arange(context_length + 1), mask_documents)
+
+
+def row_starts(
+    split: Split,
+    seed: int,
+    step: int,
+    *,
+    batch_size: int,
+    context_length: int,
+    rows: slice = slice(None),
+    order: Literal["shuffled", "contiguous"] = "shuffled",
+) -> np.ndarray:
+    """i64[number of rows], where in the split each row of `batch_at` begins; arguments as there."""
     check_length(split, context_length)
     row = np.arange(batch_size)[rows]
     if not row.size:
         raise ValueError(f"rows={rows} is none of the batch's {batch_size} rows")
     if order == "contiguous":
-        start = _contiguous_starts(split, step, row, batch_size, context_length)
-    else:
-        start = _shuffled_starts(split, seed, step * batch_size + row, context_length)
-    return _gather(split, start[:, None] + np.arange(context_length + 1), mask_documents)
+        return _contiguous_starts(split, step, row, batch_size, context_length)
+    return _shuffled_starts(split, seed, step * batch_size + row, context_length)
 
 
 def lane_batches(split: Split, seeds: Sequence[int], steps: Sequence[int], **options) -> Batch:

@@ -78,7 +78,9 @@ def step_dir(workdir: str | os.PathLike, step: int) -> pathlib.Path:
 
 
 def newest_good(
-    workdir: str | os.PathLike, report: Callable[[str], None] | None = None
+    workdir: str | os.PathLike,
+    report: Callable[[str], None] | None = None,
+    at_most: int | None = None,
 ) -> tuple[pathlib.Path, dict[str, Any]] | None:
     """The newest checkpoint whose files are all as they were written.
 
@@ -86,11 +88,13 @@ def newest_good(
       workdir: the folder of the run.
       report: called with one line for each newer checkpoint that is passed over and why; prints to
         standard error by default.
+      at_most: the latest step that is looked at; None: any.
     Returns:
       (folder, manifest), or None when there is no good one. The manifest holds "step", "metrics",
       "extra", "leaves" and "files".
     """
-    return _first_good(sorted(_steps(workdir), reverse=True), workdir, report)
+    steps = [step for step in _steps(workdir) if at_most is None or step <= at_most]
+    return _first_good(sorted(steps, reverse=True), workdir, report)
 
 
 def best(
@@ -301,6 +305,14 @@ class Checkpointer:
         workdir_lib.write_text_atomic(path / MANIFEST, json.dumps(manifest, indent=1))
         self._delete_unneeded(step)
 
+    def delete_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, which a rollback has taken back."""
+        self.wait()
+        if self._writes:
+            for later in _steps(self._workdir):
+                if later > step:
+                    _delete(step_dir(self._workdir, later))
+
     def wait(self) -> None:
         """Returns when nothing is being written; raises CheckpointError if that failed."""
         if self._thread is not None:
@@ -358,13 +370,7 @@ class Checkpointer:
         keep = {just_written, *sorted(manifests)[-self._keep_last :]}
         keep.update(_ranking(manifests, self._metric)[: self._keep_best])
         for step in manifests.keys() - keep:
-            path = step_dir(self._workdir, step)
-            doomed = path.with_name(_TEMPORARY + path.name)
-            try:
-                path.rename(doomed)  # so that no reader finds half of it
-                shutil.rmtree(doomed)
-            except OSError as error:
-                raise CheckpointError(f"{path}: cannot be deleted: {_reason(error)}") from None
+            _delete(step_dir(self._workdir, step))
 
 
 def on_host(leaf: Any) -> np.ndarray:
@@ -378,6 +384,15 @@ def _wait_for_all(what: str) -> None:
     """Returns when every process of the run is here; from a thread of each as well."""
     if jax.process_count() > 1:
         preload().multihost.get_barrier_sync_fn()(key=what, timeout_ms=BARRIER_MS)
+
+
+def _delete(path: pathlib.Path) -> None:
+    doomed = path.with_name(_TEMPORARY + path.name)
+    try:
+        path.rename(doomed)  # so that no reader finds half of it
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be deleted: {_reason(error)}") from None
 
 
 def _steps(workdir: str | os.PathLike) -> list[int]:

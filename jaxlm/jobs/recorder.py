@@ -6,6 +6,7 @@ between is saved first and evaluated on resume, so its files end up as those of 
 """
 
 import contextlib
+import functools
 import itertools
 import pathlib
 import resource
@@ -13,6 +14,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
 from jaxlm.io.trackers import Trackers
 from jaxlm.jobs import processes
+from jaxlm.jobs.bad_steps import BadStep
 from jaxlm.jobs.setup import (
     Data,
     decoding_model,
@@ -40,6 +43,7 @@ from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.progress import make_progress
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import Layout
+from jaxlm.train.passed_over import Ranges, batch_number, num_passed
 from jaxlm.train.state import TrainState
 
 METRICS_FILE = "metrics.jsonl"  # only what is a function of (config, text, step)
@@ -50,7 +54,7 @@ SUMMARY_FILE = "summary.json"
 
 
 class NonFiniteError(RuntimeError):
-    """Training reached a loss or gradient that is not finite, and the config says to stop."""
+    """Training reached a step that went wrong, and the config says to stop."""
 
 
 class Recorder:
@@ -73,6 +77,8 @@ class Recorder:
         self._stop: signal.Signals | None = None
         self.started, self._layout = started, layout
         self.validation: dict[str, float] = {}
+        self.passed_over: Ranges = ()
+        self.bad: BadStep | None = None  # the last step that went wrong, until it is dealt with
         self._num_skipped = num_skipped(folder)
         self._speeds: list[float] = []
         self._compiled = compile_cache.counts()
@@ -125,6 +131,8 @@ class Recorder:
         num_steps = step - self._step
         self._step = step
         self._log_steps(step, num_steps, metrics)
+        if self.bad is not None and self.cfg.train.on_nonfinite != "skip":
+            return True
         tokens = num_steps * self.cfg.data.batch_size * self.cfg.model.context_length
         self._log_speed(step, seconds / num_steps, tokens / seconds)
         if self._due(step, self.cfg.train.save_every):
@@ -137,7 +145,21 @@ class Recorder:
         self._stop = (
             signal.Signals(n) if (n := processes.largest(self._stop_request() or 0)) else None
         )
-        return self._stop is not None
+        return self._stop is not None or self.bad is not None
+
+    def roll_back(self, step: int, state: TrainState) -> None:
+        """Takes back what was written of later steps; what belongs to `step` itself stays.
+
+        The state is saved first: never is a checkpoint deleted that is the only one.
+        """
+        saved = checkpoints.step_dir(self._checkpoints, step).exists()
+        self._step, self._saved_step = step, step if saved else None
+        if step:
+            self.save(state)
+        self._checkpointer.delete_after(step)
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            metric_log.truncate(self.folder / name, lambda record: record["step"] <= step)
+        self._clock = time.perf_counter()
 
     def finish_edge(self, step: int, state: TrainState) -> float | None:
         """Validation and samples of `step`, where they are due; returns the validation loss."""
@@ -158,6 +180,8 @@ class Recorder:
             "tokenizer": self.data.tokenizer.fingerprint,
             "corpus": self.data.corpus.fingerprint,
         }
+        if self.passed_over:
+            extra["passed_over"] = self.passed_over
         if state.frozen:
             self._frozen = self._frozen or frozen.save(self._checkpoints, state.frozen)
             extra["frozen"] = self._frozen
@@ -178,6 +202,7 @@ class Recorder:
             "best_step": best.get("step"),
             "best_val_loss": best.get("loss"),
             "num_skipped": self._num_skipped,
+            "num_passed_over": num_passed(self.passed_over),
             "seconds": time.perf_counter() - self.started,
             "peak_memory_bytes": _peak_memory(),
         }
@@ -218,20 +243,27 @@ class Recorder:
             done = step - num_steps + i + 1
             values = {name: float(series[i]) for name, series in metrics.items()}
             finite = values.pop("finite") == 1
+            spike = values.pop("spike", 0) == 1
             rate = float(learning_rate(self.cfg.optim.schedule, done - 1, self.hypers))
-            if done % self.cfg.train.log_every == 0 or done == 1 or not finite:
-                record = {"step": done, "split": "train", **values, "learning_rate": rate}
-                self._log_metrics(record if finite else {**record, "finite": False})
-            if finite:
+            record = {"step": done, "split": "train", **values, "learning_rate": rate}
+            record |= {} if finite else {"finite": False}
+            record |= {"spike": True} if spike else {}
+            read, before = (batch_number(n, self.passed_over) for n in (done - 1, done - 2))
+            record |= {"passed_over": [before + 1, read]} if read > before + 1 else {}
+            unusual = record.keys() & {"finite", "spike", "passed_over"}
+            if done % self.cfg.train.log_every == 0 or done == 1 or unusual:
+                self._log_metrics(record)
+            if finite and not spike:
                 continue
-            if self.cfg.train.on_nonfinite == "stop":
-                raise NonFiniteError(
-                    f"step {done}: loss {values['loss']}, gradient norm {values['grad_norm']}; the "
-                    "last checkpoint is good. Lower optim.peak_lr or clip more (optim.clip_norm), "
-                    "or go on past such steps with train.on_nonfinite=skip"
-                )
+            what = "the loss jumps" if finite else "not finite"
+            problem = f"{what}: loss {values['loss']:.6g}, gradient norm {values['grad_norm']:.6g}"
+            if self.cfg.train.on_nonfinite != "skip":
+                self.bad = BadStep(done, problem, finite)
+                return
             self._num_skipped += 1
-            self._progress.note(f"step {done}: not finite, skipped ({self._num_skipped} so far)")
+            self._progress.note(f"step {done}: {problem}; skipped ({self._num_skipped} so far)")
+            if self._num_skipped == 1:
+                self.bad = BadStep(done, problem, finite)
 
     def _log_speed(self, step: int, seconds_per_step: float, tokens_per_s: float) -> None:
         compiled = compile_cache.counts() - self._compiled
@@ -245,10 +277,25 @@ class Recorder:
         if step % self.cfg.train.log_every == 0:
             self._timings.append({**record, "peak_memory_bytes": _peak_memory()})
 
-    def _validate(self, step: int, state: TrainState) -> float:
+    def _attempt(self, what: str, compute: Callable[[], Any]) -> Any:
+        """`compute()`, or None where it fails: that is said, and no reason to end training."""
+        try:
+            return compute()
+        except Exception as error:
+            if jax.process_count() > 1:  # the others wait for this one inside of it
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.note(f"step {self._step}: {what} failed, training goes on: {reason}")
+            self._timings.append({"event": f"{what} failed", "step": self._step, "error": reason})
+            return None
+
+    def _validate(self, step: int, state: TrainState) -> float | None:
         batches = validation_batches(self.cfg, self.data, self._layout.num_rows)
         batches = itertools.islice(batches, self.cfg.train.eval_batches)
-        self.validation = self._evaluate(self._weights(state), batches)
+        found = self._attempt("validation", lambda: self._evaluate(self._weights(state), batches))
+        self.validation = found or {}
+        if found is None:
+            return None
         self._log_metrics({"step": step, "split": "validation", **self.validation})
         if self._saved_step == step:
             self._checkpointer.record(step, {"val_loss": self.validation["loss"]})
@@ -261,13 +308,17 @@ class Recorder:
         weights = self._weights(state)
         key = jax.random.fold_in(jax.random.key(self.cfg.seed), step)
         for temperature in self.cfg.train.sample_temperatures:
-            out = self._generate(
+            generate = functools.partial(
+                self._generate,
                 weights,
                 [self._prompt],
                 key,
                 num_tokens=self._num_sample_tokens,
                 temperature=temperature,
             )
+            out = self._attempt("sampling", generate)
+            if out is None:
+                return
             prompt, text = (
                 self.data.tokenizer.decode(ids) for ids in (self._prompt, out.tokens[0])
             )
@@ -279,7 +330,8 @@ class Recorder:
 def num_skipped(folder: pathlib.Path) -> int:
     """How many steps so far were not finite, by the log: each of them has its record there."""
     path = folder / METRICS_FILE
-    return sum("finite" in record for record in metric_log.read(path)) if path.exists() else 0
+    records = metric_log.read(path) if path.exists() else []
+    return sum("finite" in record or "spike" in record for record in records)
 
 
 def sample_request(cfg: RunConfig, data: Data) -> tuple[np.ndarray, int]:

@@ -1,10 +1,12 @@
 """--job=train: from text to a trained model, its checkpoints, metrics, samples and report."""
 
 import contextlib
+import functools
 import pathlib
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import batch_at, num_windows
 from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
-from jaxlm.jobs import Launch, processes
+from jaxlm.jobs import Launch, bad_steps, processes
 from jaxlm.jobs.configs import launch_config
 from jaxlm.jobs.profiler import Profiler
 from jaxlm.jobs.recorder import (
@@ -50,7 +52,8 @@ from jaxlm.tokenizers import load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.layouts import Layout
 from jaxlm.train.loop import run_loop
-from jaxlm.train.program import hyper_values, place_program, trained_specs
+from jaxlm.train.passed_over import Ranges, batch_number, num_passed, pass_over
+from jaxlm.train.program import hyper_values, make_program, place_program, trained_specs
 from jaxlm.train.state import TrainState
 
 SCHEDULE_FILE = "schedule.json"
@@ -163,8 +166,8 @@ def check_resumable(
 
 def result_line(summary: dict[str, Any]) -> str:
     """One line with what a run came to."""
-    if summary["val_loss"] is None:
-        return f"step {summary['step']}, validation loss not finite"
+    if summary.get("val_loss") is None:
+        return f"step {summary['step']}, no validation loss that is finite"
     return (
         f"step {summary['step']}, validation loss {summary['val_loss']:.4f} nats a token, "
         f"perplexity {summary['val_perplexity']:.2f}, "
@@ -238,18 +241,24 @@ def _train(
     if cfg.train.parallel == "pmap":  # in which nothing is split any more
         options = {**options, "attend": backends.attention.attend}
     program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
-    if found is None:
-        start, state = 0, program.init()
-        if cfg.train.init_from is not None:
-            base = base or open_base(cfg, model, layout)  # killed before its first checkpoint
-            print(f"weights   of step {base.step} of {cfg.train.init_from}")
-            part = "params" if cfg.lora.rank is None else "frozen"
-            state = state.replace(**{part: base.params})
-    else:
-        path, manifest = found
-        start, state = manifest["step"], _restore(path, program.state.replace(frozen={}), hypers)
-        state = state.replace(frozen=restore_frozen(folder, manifest, model, layout))
-        print(f"resumed   at step {start} from {path}")
+
+    def begin(found, base=None):
+        if found is not None:
+            path, manifest = found
+            state = _restore(path, program.state.replace(frozen={}), hypers)
+            state = state.replace(frozen=restore_frozen(folder, manifest, model, layout))
+            return manifest["step"], state, f"resumed   at step {manifest['step']} from {path}"
+        state = program.init()
+        if cfg.train.init_from is None:
+            return 0, state, None
+        base = base or open_base(cfg, model, layout)  # killed before its first checkpoint
+        part = "params" if cfg.lora.rank is None else "frozen"
+        state = state.replace(**{part: base.params})
+        return 0, state, f"weights   of step {base.step} of {cfg.train.init_from}"
+
+    start, state, source = begin(found, base)
+    if source:
+        print(source)
     for name in (METRICS_FILE, SAMPLES_FILE):
         Recorder.cut_back(own / name, start)
 
@@ -260,23 +269,51 @@ def _train(
     rows = layout.local_rows(cfg.data.batch_size)
 
     def batch(n):
-        return batch_at(data.train, cfg.seed, n, rows=rows, **batch_options(cfg))
+        number = batch_number(n, recorder.passed_over)
+        return batch_at(data.train, cfg.seed, number, rows=rows, **batch_options(cfg))
+
+    loop = functools.partial(run_loop, program.run, batch_at=batch)
+
+    def replay(step):
+        """The state before an update: the newest checkpoint before it, and the same calls again."""
+        first, state, _ = begin(checkpoints.newest_good(folder, at_most=step))
+        edge = step - step % cfg.train.steps_per_call
+        sizes = {"steps_per_call": cfg.train.steps_per_call, "hooks": []}
+        state = loop(state, start=first, num_steps=edge, **sizes)
+        sizes["steps_per_call"] = 1
+        return loop(state, start=max(first, edge), num_steps=step, **sizes)
 
     print(f"compiled  so far {compile_cache.counts()}")
     with (
         Recorder(cfg, folder, own, data, model, layout, hypers, start, started) as recorder,
         Profiler(cfg.train, own, start, recorder.note) as profiler,
     ):
+        if found is not None:
+            recorder.passed_over = tuple(map(tuple, found[1]["extra"].get("passed_over", ())))
         recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
-        state = run_loop(
-            program.run,
-            state,
-            batch,
-            start=start,
-            num_steps=cfg.train.num_steps,
-            steps_per_call=cfg.train.steps_per_call,
-            hooks=[recorder.after_call, profiler.after_call],
-        )
+        while start < cfg.train.num_steps:
+            state = loop(
+                state,
+                start=start,
+                num_steps=cfg.train.num_steps,
+                steps_per_call=cfg.train.steps_per_call,
+                hooks=[recorder.after_call, profiler.after_call],
+            )
+            if recorder.bad is None:
+                break
+            if cfg.train.on_nonfinite != "skip":
+                state = None  # it is lost, and its memory needed
+            examine_bad_step(cfg, folder, data, backends, recorder, replay)
+            if cfg.train.on_nonfinite == "skip":
+                start = int(state.step)
+            else:
+                start, passed = go_back(cfg, recorder)
+                state = replay(start)
+                recorder.passed_over = passed
+                recorder.roll_back(start, state)
+            recorder.bad = None
+            if recorder.signal is not None:
+                break
         if recorder.signal is not None:
             recorder.save(state)
             print(f"stopped   by {recorder.signal.name}; the run is saved, go on with:")
@@ -291,6 +328,52 @@ def _train(
     report = write_run_report(folder)
     print(f"report    {report}  ({time.perf_counter() - started:.1f} s in all)")
     return 0
+
+
+def examine_bad_step(
+    cfg: RunConfig,
+    folder: pathlib.Path,
+    data: Data,
+    backends: Backends,
+    recorder: Recorder,
+    replay: Callable[[int], TrainState],
+) -> None:
+    """Finds out about `recorder.bad` and says it; `bad_steps.examine` tells what is kept."""
+    bad = recorder.bad
+    recorder.note(f"bad step  {bad.step}: {bad.problem}")
+    if jax.process_count() > 1:
+        return  # op by op, every one of them would have to run the same
+    options = {**backends.options, "attend": backends.attention.attend}
+    step = make_program(cfg, data.tokenizer.token_bytes, **options).step
+    number = batch_number(bad.step - 1, recorder.passed_over)
+    for line in bad_steps.examine(cfg, folder, data, step, replay(bad.step - 1), bad, number):
+        recorder.note(f"          {line}")
+
+
+def go_back(cfg: RunConfig, recorder: Recorder) -> tuple[int, Ranges]:
+    """The step to go on from after `recorder.bad`, and the batches that are then passed over.
+
+    Raises:
+      NonFiniteError: the config says to stop, or enough batches were passed over.
+    """
+    train, bad = cfg.train, recorder.bad
+    if train.on_nonfinite == "stop":
+        raise NonFiniteError(
+            f"step {bad.step}: {bad.problem}; the last checkpoint is good. Lower optim.peak_lr or "
+            "clip more (optim.clip_norm), or go on with train.on_nonfinite=skip or rollback"
+        )
+    step = max(0, bad.step - train.rollback_steps)
+    step -= step % train.steps_per_call
+    first, last = (batch_number(n, recorder.passed_over) for n in (step, bad.step - 1))
+    passed = pass_over(recorder.passed_over, first, last + 1)
+    if num_passed(passed) > train.max_passed_over:
+        raise NonFiniteError(
+            f"step {bad.step}: {bad.problem}; to roll back again would pass over "
+            f"{num_passed(passed)} batches in all, train.max_passed_over={train.max_passed_over}. "
+            "Lower optim.peak_lr or clip more (optim.clip_norm), or raise it"
+        )
+    recorder.note(f"rollback  to step {step}; batches {first} to {last} are passed over")
+    return step, passed
 
 
 def _restore(path: pathlib.Path, abstract: TrainState, hypers: dict[str, float]) -> TrainState:

@@ -33,7 +33,12 @@ class TrainConfig:
     sample_prompt: str | None = None  # none: the first token of the validation text
     sample_tokens: int = 300  # 0: no samples
     sample_temperatures: tuple[float, ...] = (0.8,)
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
+    # A step whose loss or gradient is not finite: end the run, let it change nothing, or go back
+    # `rollback_steps` or more, to the edge of a call, and pass over the batches of those steps.
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    rollback_steps: int = 10
+    max_passed_over: int = 100  # batches; a rollback that would pass over more ends the run
+    spike_sigmas: float | None = None  # the same for a loss that far above its mean; none: no limit
     init_from: str | None = None  # weights to start from: a workdir, a Hugging Face folder, a GGUF
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # each an extra of that name
     profile_steps: str | None = None  # trace the steps after the first of 10:20, to the second
@@ -47,10 +52,14 @@ class TrainConfig:
             "sample_every",
             "keep_last",
             "vocab_chunk",
+            "rollback_steps",
+            "max_passed_over",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if self.spike_sigmas is not None and self.spike_sigmas <= 0:
+            raise ValueError(f"spike_sigmas={self.spike_sigmas} must be greater than 0")
         for name in ("keep_best", "sample_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
@@ -102,6 +111,9 @@ FREE_ON_RESUME = frozenset(f"mesh.{f.name}" for f in dataclasses.fields(MeshConf
         "sample_prompt",
         "sample_tokens",
         "sample_temperatures",
+        "on_nonfinite",
+        "rollback_steps",
+        "max_passed_over",
         "trackers",
         "profile_steps",
     )

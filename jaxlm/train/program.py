@@ -19,6 +19,7 @@ from jaxlm.models import lora, transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.objectives import next_token
 from jaxlm.optim import config as optim_config
+from jaxlm.optim.loss_spikes import watch_loss
 from jaxlm.optim.optimizers import make_tx
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import PMAP_AXIS, Layout
@@ -117,6 +118,9 @@ def make_program(
 
     specs = trained_specs(cfg, transformer.param_specs(cfg.model))
     build_tx = make_tx(cfg.optim, specs)
+    if cfg.train.spike_sigmas is not None:
+        skip = cfg.train.on_nonfinite == "skip"
+        build_tx = watch_loss(build_tx, cfg.train.spike_sigmas, skip=skip)
     step = make_train_step(
         loss_fn,
         build_tx,

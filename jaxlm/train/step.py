@@ -33,7 +33,8 @@ def make_train_step(
         number.
     Returns:
       step; its metrics are the loss function's and "grad_norm", "update_norm" (global L2), and
-      "finite" (1 or 0).
+      "finite" (1 or 0), and "spike" (1 or 0) where `make_tx` is one of
+      `jaxlm.optim.loss_spikes.watch_loss`. The optimizer is given the loss as `value`.
     """
     grad_fn = jax.grad(loss_fn, has_aux=True)
 
@@ -69,7 +70,8 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / num_tokens, grads)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"].total)
-        updates, opt_state = make_tx(state.hypers).update(grads, state.opt_state, state.params)
+        loss, tx = metrics["loss"].compute(), optax.with_extra_args_support(make_tx(state.hypers))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
         new = (optax.apply_updates(state.params, updates), opt_state, carry)
         if skip_nonfinite:
             old = (state.params, state.opt_state, state.carry)
@@ -80,6 +82,9 @@ def make_train_step(
             "update_norm": Mean(optax.tree.norm(updates), jnp.float32(1)),
             "finite": Mean(finite.astype(jnp.float32), jnp.float32(1)),
         }
+        spike = optax.tree.get(opt_state, "spike")  # where the optimizer watches the loss
+        if spike is not None:
+            metrics["spike"] = Mean(spike.astype(jnp.float32), jnp.float32(1))
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carry)
         return state, metrics
 
