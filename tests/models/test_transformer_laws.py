@@ -179,14 +179,17 @@ def test_rows_of_a_cache_may_hold_different_lengths(forward_of, extend_of, param
     np.testing.assert_array_equal(cache.length, [8, 6])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_made_ready_for_decoding_give_the_same_logits(dtype, extend_of, params_of):
+# The programs round bfloat16 at other places: the one keeps float32 where it fuses.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 6e-2)])
+def test_weights_made_ready_for_decoding_give_the_same_logits(
+    dtype, tolerance, extend_of, params_of
+):
     cfg = vary(dtype=dtype)
     params, cache = params_of(cfg), transformer.init_cache(cfg, 2, 12)
     ready = transformer.decoding_params(params, cfg)
     logits, _ = in_chunks(extend_of(cfg), params, TOKENS, cache, (4, 1, 5))
     again, _ = in_chunks(extend_of(cfg), ready, TOKENS, cache, (4, 1, 5))
-    np.testing.assert_allclose(again, logits, atol=1e-6)
+    np.testing.assert_allclose(again, logits, atol=tolerance)
 
 
 def test_an_encoder_has_no_cached_decoding(params_of):
