@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
         # Later versions do not know the flag and would not start.
-        *["--xla_cpu_use_fusion_emitters=false"][: importlib.metadata.version("jaxlib") < "0.12"],
+        *["--xla_cpu_use_fusion_emitters=false"][: importlib.metadata.version("jaxlib") < "0.11"],
     ]
 )
 
