@@ -14,7 +14,7 @@ import pytest
 from jaxlm.core.params import count_params
 from jaxlm.data.batches import Batch
 from jaxlm.data.config import DataConfig
-from jaxlm.jobs.compile import out_of_memory
+from jaxlm.jobs.compile import collectives_of, out_of_memory
 from jaxlm.jobs.configs import read_config
 from jaxlm.jobs.train import flops_per_token
 from jaxlm.models import transformer
@@ -155,3 +155,18 @@ print(len(devices), devices[0].device_kind)
         child = [sys.executable, "-c", code, topology]
         done = subprocess.run(child, capture_output=True, text=True, cwd=job_runs.ROOT)
         assert done.stdout == f"4 {kind}\n", done.stderr
+
+
+def test_a_program_that_cannot_be_written_down_has_no_list_of_collectives():
+    class Unwritable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    assert collectives_of(Unwritable(), 1) is None
+
+    class Written:
+        def as_text(self):
+            return "ENTRY %main (x: f32[8]) -> f32[8] {\n  ROOT %y = f32[8]{0} all-reduce(%x)\n}"
+
+    found = collectives_of(Written(), 1)
+    assert list(found) == ["all-reduce"] and found["all-reduce"].num_bytes == 32
