@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
-from jaxlm.interop import gguf_files, safetensors_files, tensors, tokenizer_files
+from jaxlm.interop import gguf_files, safetensors_files, tensors
 from jaxlm.interop.architectures import (
     architecture_of,
     config_from_json,
@@ -17,7 +17,7 @@ from jaxlm.interop.architectures import (
 )
 from jaxlm.interop.tensors import Stored
 from jaxlm.models.transformer import TransformerConfig, param_specs
-from jaxlm.tokenizers import Tokenizer
+from jaxlm.tokenizers import Tokenizer, hugging_face
 from jaxlm.tokenizers.saved import read_json
 
 CONFIG_FILE = "config.json"
@@ -67,17 +67,17 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     """
     source, rows = Path(source), load_config(source).vocab_size
     if source.is_dir():
-        return tokenizer_files.read_tokenizer_json(source, rows)
+        return hugging_face.read_tokenizer_json(source, rows)
     fields = gguf_files.open_gguf(source).fields
-    return tokenizer_files.tokenizer_from_gguf(fields, rows, str(source))
+    return hugging_face.tokenizer_from_gguf(fields, rows, str(source))
 
 
 def load_usage(source: str | Path) -> dict[str, str]:
     """The "chat_template" and "bos_token", "eos_token", ..., as far as the source states them."""
     source = Path(source)
     if source.is_dir():
-        return tokenizer_files.usage_from_folder(source)
-    return tokenizer_files.usage_from_gguf(gguf_files.open_gguf(source).fields)
+        return hugging_face.usage_from_folder(source)
+    return hugging_face.usage_from_gguf(gguf_files.open_gguf(source).fields)
 
 
 def load_weights(source: str | Path) -> Weights:

@@ -5,11 +5,12 @@ import pathlib
 import shutil
 
 from jaxlm.core.config import ConfigError
-from jaxlm.interop import peft_files, pretrained, tokenizer_files
+from jaxlm.interop import peft_files, pretrained
 from jaxlm.io import workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
 from jaxlm.jobs.sources import USAGE_FILE
+from jaxlm.tokenizers import hugging_face
 
 
 def main(launch: Launch) -> int:
@@ -51,4 +52,4 @@ def _write_model(target: pathlib.Path, folder: pathlib.Path, run: TrainedRun) ->
     if run.tokenizer.kind == "characters":
         print("left out  the tokenizer: transformers has none of characters")
     else:
-        tokenizer_files.write_tokenizer(target, run.tokenizer, usage)
+        hugging_face.write_tokenizer(target, run.tokenizer, usage)

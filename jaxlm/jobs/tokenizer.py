@@ -19,6 +19,7 @@ from jaxlm.reports.tables import print_table
 from jaxlm.tokenizers import (
     Tokenizer,
     TokenizerConfig,
+    hugging_face,
     save_tokenizer,
     write_gpt2_files,
     write_tiktoken_ranks,
@@ -59,18 +60,18 @@ def _config(launch: Launch) -> Any:
 @contextlib.contextmanager
 def _folder(given: str | None) -> Iterator[pathlib.Path]:
     """--workdir, or a new folder; made before the work, and taken away if the work fails."""
-    if given is None:
-        folder, is_new = workdir.new_run_dir("runs", "tokenizer"), True
-    else:
-        folder, is_new = pathlib.Path(given), not pathlib.Path(given).exists()
+    folder = None if given is None else pathlib.Path(given)
+    is_new = folder is None or not folder.exists()
+    try:  # from here on, since it may be interrupted as soon as the folder is there
+        if folder is None:
+            folder = workdir.new_run_dir("runs", "tokenizer")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--workdir={folder}: {error.strerror}") from None
-    try:
         yield folder
     finally:
-        if is_new:
+        if is_new and folder is not None:
             with contextlib.suppress(OSError):  # it is kept where something is in it
                 folder.rmdir()
 
@@ -117,7 +118,7 @@ def show(tokenizer: Tokenizer, tokens: TokenFile, num_bytes: int) -> None:
 
 
 def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
-    """Writes tokenizer.json, and a byte-pair encoding also as tiktoken and GPT-2 have it."""
+    """Writes tokenizer.json, and a byte-pair encoding also as tiktoken, GPT-2 and transformers."""
     save_tokenizer(tokenizer, folder / TOKENIZER_FILE)
     print(f"saved     {folder / TOKENIZER_FILE}")
     if tokenizer.kind != "bpe":
@@ -132,3 +133,9 @@ def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
             print(f"          {', '.join(map(str, paths))}")
         except ConfigError as error:
             print(f"left out  {error}")
+    theirs = folder / "transformers"  # of its own, since there the file's name is the same
+    try:
+        hugging_face.write_tokenizer(theirs, tokenizer, {})
+        print(f"          {theirs}")
+    except ConfigError as error:
+        print(f"left out  {error}")

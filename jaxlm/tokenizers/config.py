@@ -14,8 +14,9 @@ class TokenizerConfig:
       unknown: characters only; what a character that training never saw becomes.
       pattern: bpe only; how text is cut into pre-tokens, which merges never cross.
       special_tokens: strings that are always one id and take part in no merge.
-      path: a saved tokenizer, ranks of tiktoken (the name ends in .tiktoken), or a folder with
-        vocab.json and merges.txt; nothing is trained, and what is set above must agree with it.
+      path: a saved tokenizer, ranks of tiktoken (the name ends in .tiktoken), or a folder with a
+        Hugging Face tokenizer.json or with vocab.json and merges.txt; nothing is trained, and what
+        is set above must agree with it.
     """
 
     kind: Literal["characters", "bytes", "bpe"] = "characters"

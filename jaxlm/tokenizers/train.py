@@ -10,6 +10,7 @@ from jaxlm.tokenizers.bytes import byte_tokenizer
 from jaxlm.tokenizers.characters import character_tokenizer
 from jaxlm.tokenizers.config import TokenizerConfig
 from jaxlm.tokenizers.gpt2_files import read_gpt2_files
+from jaxlm.tokenizers.hugging_face import is_tokenizer_json, read_tokenizer_json
 from jaxlm.tokenizers.pieces import cut_anywhere, split_stream
 from jaxlm.tokenizers.pretokens import count_pretokens, safe_cut
 from jaxlm.tokenizers.saved import load_tokenizer
@@ -80,6 +81,8 @@ def _load_as_configured(config: TokenizerConfig) -> Tokenizer:
     unsaid = {"pattern": config.pattern, "special_tokens": config.special_tokens}
     if path.suffix == ".tiktoken":
         tokenizer = read_tiktoken_ranks(path, **unsaid)
+    elif is_tokenizer_json(path):
+        tokenizer = read_tokenizer_json(path)
     elif path.is_dir():
         tokenizer = read_gpt2_files(path / "vocab.json", path / "merges.txt", **unsaid)
     else:

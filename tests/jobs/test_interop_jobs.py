@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from jaxlm.core import trees
 from jaxlm.interop.pretrained import load_weights
-from jaxlm.interop.tokenizer_files import write_tokenizer
 from jaxlm.jobs.setup import open_run
 from jaxlm.tokenizers import bpe_tokenizer
+from jaxlm.tokenizers.hugging_face import write_tokenizer
 
 SPECIALS = ["<|endoftext|>"]
 MERGES = [(b"t", b"h"), (b"th", b"e"), (b" ", b"the"), (b" ", b"c"), (b"a", b"t")]

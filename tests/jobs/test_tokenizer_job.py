@@ -14,7 +14,7 @@ def test_it_trains_saves_and_shows(launch, text, tmp_path):
     size = "--config.tokenizer.vocab_size=270"
     outcome = launch(JOB, f"--config.data.path={text}", size, f"--workdir={tmp_path}/a/b")
     assert outcome.code == 0 and outcome.err == ""
-    names = ["merges.txt", "ranks.tiktoken", "tokenizer.json", "vocab.json"]
+    names = ["merges.txt", "ranks.tiktoken", "tokenizer.json", "transformers", "vocab.json"]
     assert sorted(p.name for p in (tmp_path / "a/b").iterdir()) == names
     tokenizer = load_tokenizer(tmp_path / "a/b/tokenizer.json")
     whole = text.read_text()
@@ -39,7 +39,7 @@ def test_a_tokenizer_of_others_is_saved_as_ours(launch, text, tmp_path):
     flags = (JOB, f"--config.data.path={text}", "--config.tokenizer.pattern=cl100k")
     assert launch(*flags, "--config.tokenizer.vocab_size=270", f"--workdir={tmp_path}/a").code == 0
     before = snapshot(tmp_path / "a")
-    for path in ("a/ranks.tiktoken", "a"):
+    for path in ("a/ranks.tiktoken", "a", "a/transformers", "a/transformers/tokenizer.json"):
         folder = tmp_path / f"from {path}".replace("/", " ")
         outcome = launch(
             *flags, f"--config.tokenizer.path={tmp_path}/{path}", f"--workdir={folder}"

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.core.config import ConfigError
-from jaxlm.tokenizers import Tokenizer, bpe_tokenizer
-from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bytes_to_readable, readable_to_bytes
+from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bpe_tokenizer, bytes_to_readable, readable_to_bytes
 from jaxlm.tokenizers.pretokens import PATTERNS
 from jaxlm.tokenizers.saved import read_json, read_text
+from jaxlm.tokenizers.tokenizer import Tokenizer
 
 TOKENIZER_FILE, USAGE_FILE = "tokenizer.json", "tokenizer_config.json"
 USAGE = ("chat_template", "bos_token", "eos_token", "pad_token", "unk_token")
@@ -24,17 +24,31 @@ _GGUF_PATTERNS = {"gpt-2": "gpt2", "smollm": "smollm", "qwen2": "qwen2", "llama-
 _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 
 
-def read_tokenizer_json(folder: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a folder's tokenizer.json, for a model with `vocab_size` rows.
+def is_tokenizer_json(path: Path) -> bool:
+    """Whether a file is of this form, or a folder holds one; what is in it is not checked."""
+    path = path / TOKENIZER_FILE if path.is_dir() else path
+    if not path.is_file():
+        return False
+    try:
+        document = read_json(path)
+    except ConfigError:
+        return False
+    return isinstance(document, dict) and "model" in document
 
+
+def read_tokenizer_json(source: Path, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, or of the one in a folder, for `vocab_size` rows.
+
+    Args:
+      vocab_size: None: as many as it has ids.
     Raises:
       ConfigError: no such file, not BPE over bytes, a pre-tokenizer, normaliser or added token that
         we do not have, a vocabulary that its merges do not make, or more ids than rows.
     """
-    path = folder / TOKENIZER_FILE
+    path = source / TOKENIZER_FILE if source.is_dir() else source
     if not path.is_file():
         raise ConfigError(
-            f"{folder}: holds no {TOKENIZER_FILE}; write one with AutoTokenizer and "
+            f"{source}: holds no {TOKENIZER_FILE}; write one with AutoTokenizer and "
             "save_pretrained of transformers"
         )
     document = read_json(path)
@@ -105,8 +119,12 @@ def usage_from_gguf(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, usage: Mapping[str, str]) -> None:
-    """Writes what transformers needs to make the tokenizer; errors as `tokenizer_json`."""
+    """Writes what transformers needs to make the tokenizer; errors as `tokenizer_json`.
+
+    The folder is made if need be.
+    """
     document = tokenizer_json(tokenizer)
+    folder.mkdir(exist_ok=True)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, content in ((TOKENIZER_FILE, document), (USAGE_FILE, settings | dict(usage))):
         text = json.dumps(content, ensure_ascii=False, indent=1)
@@ -206,7 +224,7 @@ def _pattern_of(pre_tokenizer: Any, where: str) -> str:
     )
 
 
-def _from_document(document: dict[str, Any], vocab_size: int, where: str) -> Tokenizer:
+def _from_document(document: dict[str, Any], vocab_size: int | None, where: str) -> Tokenizer:
     model = document["model"]
     normalizer, decoder = document.get("normalizer"), document.get("decoder") or {}
     for name, value, plain in (
@@ -251,7 +269,7 @@ def _make(
     pattern: str,
     nfc: bool,
     whole_first: bool,
-    vocab_size: int,
+    vocab_size: int | None,
     where: str,
 ) -> Tokenizer:
     """A tokenizer of readable tokens.
@@ -260,7 +278,8 @@ def _make(
       lines: merges in order.
       whole_first: whether a pre-token that is a token is taken as it is, as tiktoken does; such a
         file may list all pairs that make a token. Else its merges alone must build every token.
-      vocab_size: rows of the weights; those beyond the ids become special tokens without a use.
+      vocab_size: rows of the weights, None: as many as there are ids; those beyond the ids become
+        special tokens without a use.
     """
     pairs = []
     for number, line in enumerate(lines, 1):
@@ -289,6 +308,7 @@ def _make(
     if not whole_first:
         _check_built(merges, where)
     used = len(vocab) + len(specials)
+    vocab_size = used if vocab_size is None else vocab_size
     if not used <= vocab_size <= used + MOST_PADDING:
         raise ConfigError(
             f"{where}: this tokenizer has {used} ids and the weights {vocab_size} rows; they do "

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from oracles import bpe_naive
 
 from jaxlm.core.config import ConfigError
-from jaxlm.interop.tokenizer_files import (
+from jaxlm.tokenizers import bpe_tokenizer, byte_tokenizer, character_tokenizer
+from jaxlm.tokenizers.bpe import bytes_to_readable
+from jaxlm.tokenizers.hugging_face import (
     read_tokenizer_json,
     tokenizer_from_gguf,
     tokenizer_json,
 )
-from jaxlm.tokenizers import bpe_tokenizer, byte_tokenizer, character_tokenizer
-from jaxlm.tokenizers.bpe import bytes_to_readable
 from jaxlm.tokenizers.pretokens import PATTERNS
 
 tokenizers = pytest.importorskip("tokenizers")
