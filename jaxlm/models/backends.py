@@ -86,7 +86,8 @@ def choose_attend(
     for candidate in fast:
         difference = probe(BACKENDS[candidate], cfg)
         if difference <= TOLERANCE[cfg.dtype]:
-            why = f"within {difference:.0e} of the plain one on this device"
+            where = "on this device" if platform == jax.default_backend() else "as tried on a CPU"
+            why = f"within {difference:.0e} of the plain one {where}"
             return Choice(candidate, BACKENDS[candidate], "; ".join([*notes, why]))
         notes.append(f"{candidate} is off by {difference:.0e} here and left out")
     why = f"auto, {platform}, context {cfg.context_length}"
