@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--vocab_chunk", type=int, default=1024)
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--remat", nargs="*", default=["none", "dots", "full"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: memory alone, nothing is run")
     parser.add_argument("--set", nargs="*", default=[], help="such as train.attention=plain")
     args = parser.parse_args()
     shape = SHAPES[args.shape]
@@ -34,25 +34,25 @@ def main() -> None:
     for dtype, remat, chunk in itertools.product(args.dtypes, args.remat, (None, args.vocab_chunk)):
         options = {"model.dtype": dtype, "model.remat": remat, "train.vocab_chunk": chunk}
         name = (dtype, remat, "whole" if chunk is None else f"{chunk} ids")
-        sides[name] = prepare(shape, common | options)
+        limit_bytes = None if args.rounds else 0
+        sides[name] = prepare(shape, common | options, limit_bytes)
         print("ready", *name, file=sys.stderr, flush=True)
-    blocks = {name: seconds_of(side.block) for name, side in sides.items()}
-    medians = alternate(blocks, args.rounds)
+    if args.rounds:
+        blocks = {name: seconds_of(side.block) for name, side in sides.items()}
+        medians = alternate(blocks, args.rounds)
     first = next(iter(sides))
-    rows = [
-        ("dtype", "remat", "logits", "MiB", "of the first", "ms a step", "of the first", "loss")
-    ]
+    titles = ("dtype", "remat", "logits", "MiB", "of the first")
+    rows = [(*titles, "ms a step", "of the first", "loss") if args.rounds else titles]
     for name, side in sides.items():
-        rows.append(
-            (
-                *name,
-                f"{side.num_bytes / 2**20:,.0f}",
-                f"{side.num_bytes / sides[first].num_bytes:.2f}",
+        mebibytes = f"{side.num_bytes / 2**20:,.0f}"
+        row = (*name, mebibytes, f"{side.num_bytes / sides[first].num_bytes:.2f}")
+        if args.rounds:
+            row += (
                 f"{1e3 * medians[name] / shape.steps:.1f}",
                 f"{medians[name] / medians[first]:.2f}",
                 f"{side.first['loss'][-1]:.4f}",
             )
-        )
+        rows.append(row)
     print_table(rows)
 
 
