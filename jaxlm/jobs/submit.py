@@ -4,6 +4,7 @@ A job that is preempted or runs out of time saves and is put back into the queue
 same command goes on from its checkpoint. submitit writes the batch script and the logs.
 """
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -114,9 +115,10 @@ class Command:
         import submitit
 
         if self._process is not None:
-            os.kill(self._process.pid, signal.SIGTERM)
-            # Not Popen's own wait: this handler may have interrupted one, which holds its lock.
-            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+                os.kill(self._process.pid, signal.SIGTERM)
+                # Not Popen's own wait: this handler may have interrupted one, which holds its lock.
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         again = Command.__new__(Command)
         again.__dict__ |= self.__dict__ | {"_process": None}
         return submitit.helpers.DelayedSubmission(again)
