@@ -1,10 +1,12 @@
 """Source text of the Python standard library, as it lies beside the running interpreter."""
 
+import dataclasses
 import hashlib
 import pathlib
 import platform
 import sysconfig
 from collections.abc import Sequence
+from typing import Any
 
 from jaxlm.core.config import FLAG, ConfigError
 
@@ -54,3 +56,11 @@ def check_fingerprint(texts: Sequence[str], expected: str) -> None:
             f"{platform.python_version()} has another text ({found}); use the Python that the "
             f"study was started with, or {FLAG}corpus_sha256=none and a new --workdir"
         )
+
+
+def resolve(cfg: Any) -> Any:
+    """The config of a study with `modules` and `corpus_sha256`: fills in the hash, or checks it."""
+    texts = read_modules(cfg.modules)
+    if cfg.corpus_sha256 is not None:
+        check_fingerprint(texts, cfg.corpus_sha256)
+    return dataclasses.replace(cfg, corpus_sha256=fingerprint(texts))

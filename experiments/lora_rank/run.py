@@ -1,6 +1,5 @@
 """The base, the populations of adapters and full fine-tuning, and merged weights against both."""
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -39,15 +38,8 @@ VALIDATION_SEED = 0  # of the windows that every evaluation reads
 NUM_SAMPLES = 100  # on which merged weights are compared with base plus adapters
 NUM_CALLS = 200  # of the forward pass, where it is timed
 
+resolve = library.resolve
 merge = jax.jit(lora.merge, static_argnames="scaling")  # by itself it is dozens of small programs
-
-
-def resolve(cfg: Config) -> Config:
-    """Fills in the hash of the library's text, or checks it."""
-    texts = library.read_modules(cfg.modules)
-    if cfg.corpus_sha256 is not None:
-        library.check_fingerprint(texts, cfg.corpus_sha256)
-    return dataclasses.replace(cfg, corpus_sha256=library.fingerprint(texts))
 
 
 def run_cell(cell: dict[str, Any]) -> list[Row]:

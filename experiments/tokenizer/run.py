@@ -1,6 +1,5 @@
 """Trains the tokenizers and the models, and measures both on text that neither has seen."""
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from typing import Any
 from experiments import library
 from experiments.language import validation_scores
 from experiments.texts import Text
-from experiments.tokenizer import BYTES, Config
+from experiments.tokenizer import BYTES
 from experiments.tokenizer.article import ARTICLE
 from jaxlm.analysis.flops import matmul_params, train_flops_per_token
 from jaxlm.core.config import apply_overrides
@@ -25,13 +24,7 @@ from jaxlm.train.config import RunConfig
 
 HELD_OUT = 0.1
 
-
-def resolve(cfg: Config) -> Config:
-    """Fills in the hash of the library's text, or checks it."""
-    texts = library.read_modules(cfg.modules)
-    if cfg.corpus_sha256 is not None:
-        library.check_fingerprint(texts, cfg.corpus_sha256)
-    return dataclasses.replace(cfg, corpus_sha256=library.fingerprint(texts))
+resolve = library.resolve
 
 
 def run_cell(cell: dict[str, Any]) -> list[Row]:

@@ -26,6 +26,15 @@ def readable_to_bytes(text: str) -> bytes:
     return bytes(CHAR_TO_BYTE[char] for char in text)
 
 
+def readable_pair(parts: Iterable[str], where: str, given: object) -> tuple[bytes, bytes]:
+    """The bytes of a merge's two readable tokens; ConfigError names `where` and what was given."""
+    try:
+        left, right = (readable_to_bytes(part) for part in parts)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{where}: expected two byte-level tokens, got {given!r}") from None
+    return left, right
+
+
 def bpe_tokenizer(
     merges: Sequence[tuple[bytes, bytes]],
     *,

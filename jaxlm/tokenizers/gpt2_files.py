@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxlm.core.config import ConfigError
-from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bpe_tokenizer, bytes_to_readable, readable_to_bytes
+from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bpe_tokenizer, bytes_to_readable, readable_pair
 from jaxlm.tokenizers.saved import read_json, read_text, write_text
 from jaxlm.tokenizers.tokenizer import Tokenizer
 
@@ -33,13 +33,7 @@ def read_gpt2_files(
         if not line or (number == 1 and line.startswith("#version")):
             continue
         parts = line.rstrip("\r").split(" ")
-        try:
-            left, right = (readable_to_bytes(part) for part in parts)
-        except (ValueError, KeyError):
-            raise ConfigError(
-                f"{merges_path} line {number}: expected two byte-level tokens, got {line!r}"
-            ) from None
-        merges.append((left, right))
+        merges.append(readable_pair(parts, f"{merges_path} line {number}", line))
 
     names = [BYTE_TO_CHAR[b] for b in range(256)]
     names += [bytes_to_readable(left + right) for left, right in merges]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.core.config import ConfigError
-from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bpe_tokenizer, bytes_to_readable, readable_to_bytes
+from jaxlm.tokenizers.bpe import BYTE_TO_CHAR, bpe_tokenizer, bytes_to_readable, readable_pair
 from jaxlm.tokenizers.pretokens import PATTERNS
 from jaxlm.tokenizers.saved import read_json, read_text
 from jaxlm.tokenizers.tokenizer import Tokenizer
@@ -281,20 +281,11 @@ def _make(
       vocab_size: rows of the weights, None: as many as there are ids; those beyond the ids become
         special tokens without a use.
     """
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        try:
-            left, right = (readable_to_bytes(part) for part in line)
-        except (ValueError, KeyError):
-            raise ConfigError(
-                f"{where}: merge {number}: expected two byte-level tokens, got {line!r}"
-            ) from None
-        pairs.append((left, right))
+    pairs = [readable_pair(line, f"{where}: merge {n}", line) for n, line in enumerate(lines, 1)]
     merges = _one_for_each_token(pairs) if whole_first else pairs
     names = [BYTE_TO_CHAR[b] for b in range(256)]
-    ids = [
-        vocab.get(name, -1) for name in names
-    ]  # a vocabulary may lack bytes that UTF-8 never has
+    # A vocabulary may lack bytes that UTF-8 never has.
+    ids = [vocab.get(name, -1) for name in names]
     for left, right in merges:
         names.append(bytes_to_readable(left + right))
         if names[-1] not in vocab:
