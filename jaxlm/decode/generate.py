@@ -44,10 +44,10 @@ def prefill(
 
     extend: of the LanguageModel. lengths: i32[B], of each prompt, at least 1.
     """
-    _, cache = extend(params, prompts, cache)
+    # All but each row's last token: `step` reads that one, so it needs no logits here.
+    _, cache = extend(params, prompts, cache, lengths=lengths - 1)
     newest = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
-    # Takes back the padding, and the last token too: `step` reads it, so it needs no logits here.
-    return DecodeState(newest, cache.replace(length=lengths - 1))
+    return DecodeState(newest, cache)
 
 
 def step(
@@ -127,7 +127,7 @@ def generate(
     the functions of `model`: build it once and keep it.
 
     Args:
-      model: its cache has a `length` i32[B] that may be lowered, as KVCache.
+      model: its cache has a `length` i32[B], the tokens read of each row.
       params: of the model; for a large one `jax.jit(model.decoding_params)(params)` is faster.
       prompts: B sequences of ids, lengths may differ, none empty.
       key: of jax.random, consumed; row b draws with fold_in(key, b).

@@ -14,8 +14,8 @@ class LanguageModel(NamedTuple):
     head: paths of the weights that `unembed` reads; each has a "vocab" axis, and a logit depends
       on no entries but those of its id.
     init_cache: (batch_size, length) -> cache for up to `length` tokens a row.
-    extend: (params, tokens i32[B, S], cache) -> (logits f32[B, S, V], cache), the S tokens
-      appended to what the cache holds.
+    extend: (params, tokens i32[B, S], cache, lengths=None) -> (logits f32[B, S, V], cache), the
+      first lengths[b] tokens of each row (None: all S) appended to what the cache holds.
     decoding_params: (params) -> the form of them that `extend` reads fastest.
     """
 

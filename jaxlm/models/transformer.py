@@ -397,6 +397,7 @@ def extend(
     cache: KVCache,
     cfg: TransformerConfig,
     *,
+    lengths: Array | None = None,
     linear: Callable[..., Array] = plain_linear,
     unembed: Callable[..., Array] = unembed,
 ) -> tuple[Array, KVCache]:
@@ -407,9 +408,10 @@ def extend(
 
     Args:
       params: of the model, or `decoding_params` of them.
+      lengths: i32[B], how many of its tokens each row takes; the rest is padding. None: all S.
       linear, unembed: as those of this model, for weights that are kept otherwise.
     Returns:
-      logits f32[B, S, V] after each of the tokens, and the cache with S more tokens a row.
+      logits f32[B, S, V] after each of the tokens, and the cache with the tokens taken.
     """
     if not cfg.causal:
         raise ValueError("causal=false: an encoder reads ahead, so it has no cached decoding")
@@ -443,7 +445,8 @@ def extend(
         k, v = map(tuple, held)
     if cfg.norm_placement == "pre":
         x = _norm(x, params, "final_norm", cfg)
-    return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + tokens.shape[1])
+    taken = tokens.shape[1] if lengths is None else lengths
+    return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + taken)
 
 
 class Trace(NamedTuple):

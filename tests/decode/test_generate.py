@@ -64,9 +64,10 @@ def bigram():
     """logits = table[last token]: a model whose probabilities are known; and a trace counter."""
     traces = []
 
-    def extend(params, tokens, cache):
+    def extend(params, tokens, cache, lengths=None):
         traces.append(tokens.shape)
-        return params["table"][tokens], Held(cache.length + tokens.shape[1])
+        taken = tokens.shape[1] if lengths is None else lengths
+        return params["table"][tokens], Held(cache.length + taken)
 
     model = LanguageModel(
         specs={"table": ParamSpec(shape=(V, V), axes=("vocab", "embed"), init=zeros)},

@@ -179,6 +179,18 @@ def test_rows_of_a_cache_may_hold_different_lengths(forward_of, extend_of, param
     np.testing.assert_array_equal(cache.length, [8, 6])
 
 
+def test_padding_behind_a_rows_tokens_is_not_taken(extend_of, params_of):
+    params, extend = params_of(BASE), extend_of(BASE)
+    start = transformer.init_cache(BASE, 2, 12)
+    _, straight = extend(params, TOKENS[:, :4], start)
+    padded = np.where(np.arange(4) < np.array([[4], [2]]), TOKENS[:, :4], 0)
+    _, cache = extend(params, padded, start, lengths=jnp.array([4, 2]))
+    np.testing.assert_array_equal(cache.length, [4, 2])
+    logits, _ = extend(params, TOKENS[:, 2:4], cache)
+    same, _ = extend(params, TOKENS[:, 2:4], straight.replace(length=jnp.array([4, 2])))
+    np.testing.assert_array_equal(logits, same)
+
+
 # The programs round bfloat16 at other places: the one keeps float32 where it fuses.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 6e-2)])
 def test_weights_made_ready_for_decoding_give_the_same_logits(
