@@ -197,9 +197,9 @@ def test_the_loop_ends_as_soon_as_every_row_is_done():
     model, params, _ = bigram()
     steps = []
 
-    def counted(params, tokens, cache):
+    def counted(*args, **lengths):
         jax.debug.callback(lambda: steps.append(1))
-        return model.extend(params, tokens, cache)
+        return model.extend(*args, **lengths)
 
     counting = model._replace(extend=counted)
     got = generate(counting, params, [[1]], jax.random.key(0), num_tokens=1000, stop_ids=range(V))
