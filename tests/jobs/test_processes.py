@@ -158,9 +158,14 @@ def test_a_killed_run_of_two_goes_on_with_one_and_then_with_four(tmp_path):
         out, err = first.communicate(timeout=120)  # a dead peer is noticed in bounded time
     finally:
         end(first, second)
-    assert first.returncode == 1
-    assert "process 0 of 2: another one ended or cannot be reached" in err
-    assert "start all of them again" in err and "devices   2 of 2: data 2" in out
+    # In a checkpoint's barrier JAX learns of it at the same moment, and may be first to end it.
+    assert first.returncode in (1, -signal.SIGABRT), err
+    if first.returncode == 1:
+        assert "process 0 of 2: another one ended or cannot be reached" in err
+        assert "start all of them again" in err
+    else:
+        assert "another task died" in err
+    assert "devices   2 of 2: data 2" in out
     done, _ = newest(run)
     assert done >= 20
 
