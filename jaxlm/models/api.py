@@ -13,10 +13,13 @@ class LanguageModel(NamedTuple):
     unembed: (params, hidden [B, S, D]) -> logits f32[B, S, V].
     head: paths of the weights that `unembed` reads; each has a "vocab" axis, and a logit depends
       on no entries but those of its id.
-    init_cache: (batch_size, length) -> cache for up to `length` tokens a row.
+    init_cache: (batch_size, length) -> cache for up to `length` tokens a row. Every array in it has
+      an entry a row first, and `length` i32[B] counts the tokens read.
     extend: (params, tokens i32[B, S], cache, lengths=None) -> (logits f32[B, S, V], cache), the
       first lengths[b] tokens of each row (None: all S) appended to what the cache holds.
     decoding_params: (params) -> the form of them that `extend` reads fastest.
+    take_back: (cache, length i32[B]) -> cache of only the first length[b] tokens of each row. None
+      where what was read cannot be taken back.
     """
 
     specs: dict[str, Any]
@@ -26,6 +29,7 @@ class LanguageModel(NamedTuple):
     init_cache: Callable[..., Any]
     extend: Callable[..., Any]
     decoding_params: Callable[..., Any] = lambda params: params
+    take_back: Callable[..., Any] | None = None
 
     def forward(self, params, tokens, **options):
         """Logits f32[B, S, V]: `unembed` of `hidden`."""

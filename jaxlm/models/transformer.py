@@ -380,6 +380,11 @@ def init_cache(cfg: TransformerConfig, batch_size: int, length: int) -> KVCache:
     return KVCache(k=empty, v=empty, length=jnp.zeros(batch_size, jnp.int32))
 
 
+def take_back(cache: KVCache, length: Array) -> KVCache:
+    """The cache with only the first length[b] tokens of each row, i32[B]."""
+    return cache.replace(length=length)
+
+
 def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
     """The weights as `extend` reads them fastest: in cfg.dtype, `blocks` one dict a layer.
 
@@ -487,4 +492,5 @@ def build(cfg: TransformerConfig, **options: Any) -> LanguageModel:
         init_cache=functools.partial(init_cache, cfg),
         extend=functools.partial(extend, cfg=cfg),
         decoding_params=functools.partial(decoding_params, cfg=cfg),
+        take_back=take_back,
     )
