@@ -1,4 +1,4 @@
-"""What every sequence model offers: a handful of pure functions."""
+"""What every model offers: a handful of pure functions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,3 +39,15 @@ class LanguageModel(NamedTuple):
         """One token a row, i32[B] -> (logits f32[B, V], cache)."""
         logits, cache = self.extend(params, tokens[:, None], cache)
         return logits[:, 0], cache
+
+
+class Classifier(NamedTuple):
+    """A model that gives each input one of C classes, its config already filled in.
+
+    specs: nested dict of ParamSpec.
+    forward: (params, inputs, *, key=None, dropout=None) -> logits f32[B, C]; key None means no
+      dropout. inputs: what the model says, of leading B.
+    """
+
+    specs: dict[str, Any]
+    forward: Callable[..., Any]
