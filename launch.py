@@ -70,6 +70,9 @@ _FLAGS = [
     flags.DEFINE_integer("top_k", None, "sample: only the k likeliest tokens.", lower_bound=1),
     flags.DEFINE_float("top_p", None, "sample: only the likeliest with this joint probability."),
     flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
+    flags.DEFINE_float("repetition_penalty", None, "sample: above 1 shuns what the text holds."),
+    flags.DEFINE_list("logit_bias", [], "sample: ID:BIAS,..., added to logits; -inf forbids."),
+    flags.DEFINE_string("stop", None, "sample: the token that ends a text; none for no end."),
     flags.DEFINE_integer(
         "seed",
         0,

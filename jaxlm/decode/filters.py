@@ -21,6 +21,8 @@ class SamplingConfig:
     """How a token is drawn. A filter that is None is off and left out of the program.
 
     temperature: at least 0; 0 is greedy. top_k: at least 1. top_p: in (0, 1]. min_p: in [0, 1].
+    logit_bias: f32[V], added to the logits. repetition_penalty: above 0, of every token in the
+    prompt or generated; 1 changes nothing. Both come before the filters, see `penalties`.
     A pytree, so that inside a program the numbers may be traced.
     """
 
@@ -28,6 +30,8 @@ class SamplingConfig:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    logit_bias: Array | None = None
+    repetition_penalty: float | None = None
 
     def __post_init__(self):
         """Checks plain numbers; traced ones were checked before they were traced."""
@@ -36,6 +40,7 @@ class SamplingConfig:
             ("top_k", lambda k: k >= 1 and k == int(k), "a whole number from 1 on, or none"),
             ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1, or none"),
             ("min_p", lambda p: 0 <= p <= 1, "in [0, 1], or none"),
+            ("repetition_penalty", lambda r: 0 < r < math.inf, "above 0 and finite, or none"),
         ):
             value = getattr(self, name)
             if isinstance(value, int | float) and not fits(value):
