@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.base import BaseConfig
 from experiments.checks import check_multiple
 from experiments.comparing import by_seed, difference
 from experiments.library import MODULES
@@ -25,27 +26,6 @@ QUESTION = "Which LoRA rank is enough to carry a model to another domain, and in
 
 SHARE_OF_GAIN = 0.8  # of full fine-tuning's, that counts as coming close to it
 MERGED_TOLERANCE = 1e-5  # of merged weights against base plus adapters, as a share of the largest
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BaseConfig:
-    """The model that is adapted: a transformer trained on the bundled plays, with Muon."""
-
-    num_layers: int = 2
-    d_model: int = 64
-    num_heads: int = 2
-    context_length: int = 64  # also of the adaptation
-    batch_size: int = 16
-    num_steps: int = 600
-    eval_every: int = 100
-    peak_lr: float = 1e-2
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.eval_every < 1 or self.num_steps < 1 or self.num_steps % self.eval_every:
-            raise ValueError(
-                f"num_steps={self.num_steps} must be a multiple of eval_every={self.eval_every}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

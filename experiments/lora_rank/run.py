@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import library
+from experiments import adapting, library
+from experiments.adapting import lane_of
 from experiments.language import train_runs
 from experiments.lora_rank import Config, readings
 from experiments.texts import Text, lane_batches, plays, standard_library
@@ -24,17 +24,14 @@ from jaxlm.core.config import from_dict, to_dict
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch
-from jaxlm.data.config import DataConfig
 from jaxlm.models import lora, transformer
 from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
-from jaxlm.optim.config import OptimConfig
-from jaxlm.train.config import RunConfig, TrainConfig
+from jaxlm.train.config import RunConfig
 from jaxlm.train.population import Trained
 from jaxlm.train.program import Program, group_by_structure, make_program
 
 OLD, NEW = 0, 1  # places of the domains in what is evaluated
-VALIDATION_SEED = 0  # of the windows that every evaluation reads
 NUM_SAMPLES = 100  # on which merged weights are compared with base plus adapters
 NUM_CALLS = 200  # of the forward pass, where it is timed
 
@@ -63,25 +60,13 @@ def new_domain(cfg: Config) -> Text:
 
 
 def validation(cfg: Config) -> Batch:
-    """[2, E, B, S]: the same windows at every evaluation, drawn from all of each validation text.
-
-    The old domain first, then the new one.
-    """
-    parts = [
-        lane_batches(
-            text.validation,
-            [VALIDATION_SEED],
-            batch_size=cfg.batch_size,
-            context_length=cfg.base.context_length,
-        )(0, cfg.eval_batches)
-        for text in (plays("bytes"), new_domain(cfg))
-    ]
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-
-def evaluation(program: Program) -> Callable[[Any, Batch], Any]:
-    """The program's evaluation of both domains."""
-    return lambda state, domains: jax.lax.map(functools.partial(program.evaluate, state), domains)
+    """[2, E, B, S]: windows of the old domain first, then of the new one."""
+    return adapting.domain_windows(
+        [text.validation for text in (plays("bytes"), new_domain(cfg))],
+        num_batches=cfg.eval_batches,
+        batch_size=cfg.batch_size,
+        context_length=cfg.base.context_length,
+    )
 
 
 # The base.
@@ -113,24 +98,10 @@ class Base(NamedTuple):
 @functools.cache
 def open_base(cfg: Config) -> Base:
     """Trains the base. A function of the config alone: another process gets the same weights."""
-    base, text = cfg.base, plays("bytes")
-    run = RunConfig(
-        model=TransformerConfig(
-            vocab_size=text.tokenizer.vocab_size,
-            context_length=base.context_length,
-            num_layers=base.num_layers,
-            d_model=base.d_model,
-            num_heads=base.num_heads,
-        ),
-        data=DataConfig(batch_size=base.batch_size),
-        optim=OptimConfig(name="muon", peak_lr=base.peak_lr, warmup_steps=base.num_steps // 10),
-        train=train_config(base.num_steps, base.eval_every),
-        seed=base.seed,
-    )
-    token_bytes = text.tokenizer.token_bytes
-    trained = train(cfg, [run], make_program(run, token_bytes), text)
+    model, trained = adapting.train_base(cfg.base, validation(cfg))
     curve = [(step, scores.of(0)) for step, scores in scores_of(trained)]
-    return Base(run.model, lane_of(trained.state.params, 0), token_bytes, curve)
+    token_bytes = plays("bytes").tokenizer.token_bytes
+    return Base(model, lane_of(trained.state.params, 0), token_bytes, curve)
 
 
 def base_rows(cfg: Config) -> list[Row]:
@@ -197,28 +168,7 @@ def full_rows(cfg: Config) -> list[Row]:
 def adaptation(
     cfg: Config, base: Base, seed: int, peak_lr: float, adapters: LoraConfig | None = None
 ) -> RunConfig:
-    """A run on the new domain. Its rate is constant: a stop early is no other run cut short."""
-    return RunConfig(
-        model=base.model,
-        lora=adapters or LoraConfig(),
-        data=DataConfig(batch_size=cfg.batch_size),
-        optim=OptimConfig(
-            peak_lr=peak_lr,
-            schedule="warmup_stable_decay",
-            warmup_steps=cfg.warmup_steps,
-            decay_steps=0,
-            weight_decay=0.0,
-            b2=0.99,
-        ),
-        train=train_config(cfg.num_steps, cfg.eval_every),
-        seed=seed,
-    )
-
-
-def train_config(num_steps: int, eval_every: int) -> TrainConfig:
-    return TrainConfig(
-        num_steps=num_steps, eval_every=eval_every, steps_per_call=eval_every, save_every=eval_every
-    )
+    return adapting.adaptation(cfg, base.model, seed, peak_lr, adapters)
 
 
 def train(cfg: Config, runs: Sequence[RunConfig], program: Program, text: Text, **more) -> Trained:
@@ -227,9 +177,8 @@ def train(cfg: Config, runs: Sequence[RunConfig], program: Program, text: Text, 
     Args:
       more: the weights that are frozen, or those to start from, as for `train_population`.
     """
-    return train_runs(
-        text, runs, program, evaluate=evaluation(program), shared=validation(cfg), **more
-    )
+    more |= {"evaluate": adapting.evaluation(program), "shared": validation(cfg)}
+    return train_runs(text, runs, program, **more)
 
 
 def scores_of(trained: Trained) -> list[tuple[int, Scores]]:
@@ -238,11 +187,6 @@ def scores_of(trained: Trained) -> list[tuple[int, Scores]]:
         (step, Scores(*(np.float64(values[name].compute()) for name in Scores._fields)))
         for step, values in trained.evaluations
     ]
-
-
-def lane_of(tree: Params, lane: int) -> Params:
-    """One lane's part of a population's arrays."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[lane]), tree)
 
 
 def adaptation_rows(
@@ -333,7 +277,7 @@ def logits_difference(
     """See `merged_differences`."""
     tokens = lane_batches(
         new_domain(cfg).validation,
-        [VALIDATION_SEED],
+        [adapting.WINDOWS_SEED],
         batch_size=NUM_SAMPLES,
         context_length=base.model.context_length,
     )(0, 1).tokens[0, 0]
