@@ -15,7 +15,6 @@ from jaxlm.jobs import Launch
 from jaxlm.jobs.setup import (
     check_choice,
     decoding_model,
-    max_positions,
     open_run,
     require_workdir,
 )
@@ -40,9 +39,9 @@ def main(launch: Launch) -> int:
     except ConfigError as error:
         raise ConfigError(f"--prompt: {error}") from None
     model = decoding_model(run.cfg.model)
-    generate = make_generator(model, max_length=max_positions(run.cfg.model))
+    generate = make_generator(model, max_length=run.cfg.model.max_positions)
     out = generate(
-        weights_to_read(model, run.params),
+        weights_to_read(model, run.settled),
         [prompt] * flags.num_samples,
         jax.random.key(flags.seed),
         num_tokens=flags.num_tokens,
