@@ -74,6 +74,10 @@ _FLAGS = [
     flags.DEFINE_list("logit_bias", [], "sample: ID:BIAS,..., added to logits; -inf forbids."),
     flags.DEFINE_string("stop", None, "sample: the token that ends a text; none for no end."),
     flags.DEFINE_integer(
+        "beam_width", None, "sample: search for the likeliest text, this wide.", lower_bound=1
+    ),
+    flags.DEFINE_float("length_penalty", 1.0, "beam: score = log-probability / length^this."),
+    flags.DEFINE_integer(
         "seed",
         0,
         "sample: of the random draws; verify_resume: of the moments.",

@@ -1,36 +1,35 @@
 """--job=sample: text from a run's model."""
 
-import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
 from jaxlm.core.params import count_params
-from jaxlm.decode.generate import make_generator
+from jaxlm.decode.beam import beam_search
+from jaxlm.decode.generate import generate
 from jaxlm.io import compile_cache
-from jaxlm.io.workdir import load_json
 from jaxlm.jobs import Launch
-from jaxlm.jobs.setup import (
-    check_choice,
-    decoding_model,
-    open_run,
-    require_workdir,
-)
-from jaxlm.jobs.sources import USAGE_FILE
+from jaxlm.jobs.sample_flags import check_flags, sampling_of, stop_ids_of
+from jaxlm.jobs.setup import decoding_model, open_run, require_workdir
 from jaxlm.models.api import LanguageModel
-from jaxlm.tokenizers import Tokenizer
 
 LARGE = 10_000_000  # parameters from which on a faster token is worth a longer compilation
 
 
+class Text(NamedTuple):
+    """What was written after the prompt: ids i32[n], and what is to be said of it."""
+
+    ids: np.ndarray
+    about: str = ""
+
+
 def main(launch: Launch) -> int:
     flags = launch.flags
-    check_choice(flags, "checkpoint", ("newest", "best"))
+    check_flags(flags)
     sampling = sampling_of(flags)
-    if not flags.prompt:
-        raise ConfigError("--prompt=: expected at least one character to go on from")
     folder = require_workdir(launch, "sample")
     compile_cache.enable()
     run = open_run(folder, flags.checkpoint)
@@ -39,59 +38,42 @@ def main(launch: Launch) -> int:
     except ConfigError as error:
         raise ConfigError(f"--prompt: {error}") from None
     model = decoding_model(run.cfg.model)
-    generate = make_generator(model, max_length=run.cfg.model.max_positions)
-    out = generate(
-        weights_to_read(model, run.settled),
-        [prompt] * flags.num_samples,
-        jax.random.key(flags.seed),
-        num_tokens=flags.num_tokens,
-        stop_ids=stop_ids_of(flags.stop, folder, run.tokenizer),
-        **sampling,
-    )
-    for i, (tokens, length) in enumerate(zip(out.tokens, out.lengths, strict=True)):
+    params = weights_to_read(model, run.settled)
+    limits = {
+        "num_tokens": flags.num_tokens,
+        "stop_ids": stop_ids_of(flags.stop, folder, run.tokenizer),
+        "max_length": run.cfg.model.max_positions,
+    }
+    if flags.beam_width is not None:
+        texts = searched(flags, model, params, prompt, limits)
+    else:
+        texts = drawn(flags, model, params, prompt, limits | sampling)
+    for i, text in enumerate(texts):
         if flags.num_samples > 1:
-            print(f"{'' if i == 0 else chr(10)}--- sample {i + 1}")
-        print(flags.prompt + run.tokenizer.decode(tokens[: int(length)]))
+            print(f"{'' if i == 0 else chr(10)}--- sample {i + 1}{text.about}")
+        print(flags.prompt + run.tokenizer.decode(text.ids))
     return 0
 
 
-def sampling_of(flags: Any) -> dict[str, Any]:
-    """What the flags say of how a token is drawn, as `generate` takes it."""
-    for name in ("top_p", "min_p"):
-        share = getattr(flags, name)
-        if share is not None and not 0 < share <= 1:
-            raise ConfigError(f"--{name}={share}: expected a number in (0, 1]")
-    numbers = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    sampling = {name: getattr(flags, name) for name in numbers}
-    if flags.logit_bias:
-        sampling["logit_bias"] = dict(map(_id_and_bias, flags.logit_bias))
-    return sampling
+def drawn(
+    flags: Any, model: LanguageModel, params: Params, prompt: np.ndarray, options: dict[str, Any]
+) -> list[Text]:
+    key = jax.random.key(flags.seed)
+    out = generate(model, params, [prompt] * flags.num_samples, key, **options)
+    return [Text(ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
 
 
-def _id_and_bias(item: str) -> tuple[int, float]:
-    try:
-        id, bias = item.split(":")
-        return int(id), float(bias)
-    except ValueError:
-        raise ConfigError(
-            f"--logit_bias={item}: expected ID:BIAS, several joined by commas, such as 198:-inf"
-        ) from None
-
-
-def stop_ids_of(stop: str | None, folder: pathlib.Path, tokenizer: Tokenizer) -> list[int]:
-    """The token at which a text ends: that of --stop, else the one that an imported run names."""
-    if stop is None:
-        path = folder / USAGE_FILE
-        stop = load_json(path).get("eos_token", "none") if path.is_file() else "none"
-    if stop == "none":
-        return []
-    try:
-        ids = tokenizer.encode(stop, allow_special=True)
-    except ConfigError as error:
-        raise ConfigError(f"--stop: {error}") from None
-    if len(ids) != 1:
-        raise ConfigError(f"--stop={stop}: is {len(ids)} tokens; expected a text that is one")
-    return ids.tolist()
+def searched(
+    flags: Any, model: LanguageModel, params: Params, prompt: np.ndarray, options: dict[str, Any]
+) -> list[Text]:
+    """The best of a beam, each with its score."""
+    penalty = flags.length_penalty
+    out = beam_search(
+        model, params, [prompt], width=flags.beam_width, length_penalty=penalty, **options
+    )
+    found = zip(out.tokens[0], out.lengths[0], out.scores[0], strict=True)
+    texts = [Text(ids[:n], f", score {score:.4f}") for ids, n, score in found if score > -np.inf]
+    return texts[: flags.num_samples]
 
 
 def weights_to_read(model: LanguageModel, params: Params) -> Params:

@@ -267,6 +267,21 @@ RUNS = {
     ),
     "sample to a word": (nothing, ["--job=sample", "--stop=the"], ["--stop=the", "3 tokens"]),
     "sample to what it never saw": (nothing, ["--job=sample", "--stop=%"], ["--stop", "'%'"]),
+    "sample a beam that draws": (
+        nothing,
+        ["--job=sample", "--beam_width=2", "--temperature=0.5"],
+        ["--temperature=0.5", "--beam_width"],
+    ),
+    "sample more than the beam": (
+        nothing,
+        ["--job=sample", "--beam_width=2", "--num_samples=3"],
+        ["--num_samples=3", "--beam_width=2"],
+    ),
+    "sample with a penalty alone": (
+        nothing,
+        ["--job=sample", "--length_penalty=2"],
+        ["--length_penalty=2", "--beam_width"],
+    ),
     "sample with a large seed": (nothing, ["--job=sample", f"--seed={2**70}"], ["seed"]),
     "sample too many tokens": (nothing, ["--job=sample", f"--num_tokens={2**40}"], ["num_tokens"]),
     "sample with another tokenizer": (other_tokenizer, ["--job=sample"], ["tokenizer"]),

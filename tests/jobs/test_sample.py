@@ -1,15 +1,20 @@
 """The ways in which --job=sample writes a text."""
 
+import functools
+import re
+
 from jaxlm.tokenizers import load_tokenizer
 
 
-def test_samples_with_a_bias_a_penalty_and_an_end(launch, finished):
-    def text(*flags):
-        flags = ("--prompt=the", "--num_tokens=60", "--temperature=0", *flags)
-        outcome = launch("--job=sample", f"--workdir={finished}", *flags)
-        assert (outcome.code, outcome.err) == (0, "")
-        return outcome.out.removeprefix("the").removesuffix("\n")
+def written(launch, folder, *flags):
+    """What --job=sample prints after the prompt."""
+    outcome = launch("--job=sample", f"--workdir={folder}", "--prompt=the", *flags)
+    assert (outcome.code, outcome.err) == (0, "")
+    return outcome.out.removeprefix("the").removesuffix("\n")
 
+
+def test_samples_with_a_bias_a_penalty_and_an_end(launch, finished):
+    text = functools.partial(written, launch, finished, "--num_tokens=60", "--temperature=0")
     tokenizer = load_tokenizer(finished / "tokenizer.json")
     plain = text()
     assert len(plain) == 60 and text("--repetition_penalty=1") == plain
@@ -17,3 +22,15 @@ def test_samples_with_a_bias_a_penalty_and_an_end(launch, finished):
     [banned] = tokenizer.encode(plain[0])
     assert plain[0] not in text(f"--logit_bias={banned}:-inf")
     assert text(f"--stop={plain[5]}") == plain[: plain.index(plain[5])]
+
+
+def test_a_beam_search_of_width_one_is_greedy_and_a_wider_one_finds_likelier_texts(
+    launch, finished
+):
+    text = functools.partial(written, launch, finished, "--num_tokens=20")
+    assert text("--beam_width=1") == text("--temperature=0")
+    four = text("--beam_width=4", "--num_samples=4")
+    scores = [float(score) for score in re.findall(r"--- sample \d, score (\S+)", four)]
+    assert len(scores) == 4 and scores == sorted(scores, reverse=True)
+    one = text("--beam_width=4", "--num_samples=1")
+    assert f"the{one}\n" in four
