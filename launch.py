@@ -3,6 +3,7 @@
   python launch.py                                        train on the bundled plays
   python launch.py --config.data.path=FILE                train on your own text
   python launch.py --job=sample --workdir=runs/a --prompt="ROMEO:"
+  python launch.py --job=chat --workdir=runs/a --system="Be brief."
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=tokenizer --config.tokenizer.vocab_size=8192 --config.data.path=FILE
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
@@ -37,7 +38,9 @@ _FLAGS = [
     flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
     flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
-    flags.DEFINE_string("checkpoint", "newest", "evaluate, export, sample, inspect: newest, best."),
+    flags.DEFINE_string(
+        "checkpoint", "newest", "evaluate, export, sample, chat, inspect: newest, best."
+    ),
     flags.DEFINE_string("topology", "local", "compile: for what; local, or a slice as v5e:4x4."),
     flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
@@ -62,8 +65,19 @@ _FLAGS = [
     flags.DEFINE_string("target", None, "export: the folder to make."),
     flags.DEFINE_string("format", "safetensors", "export: safetensors, or peft: adapters alone."),
     flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
+    flags.DEFINE_string("system", None, "chat: what the model is told first."),
     flags.DEFINE_integer(
-        "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20
+        "context",
+        None,
+        "chat: tokens the model looks back on; by default all it can.",
+        lower_bound=4,
+    ),
+    flags.DEFINE_integer(
+        "num_tokens",
+        300,
+        "sample: how many tokens to write; chat: at most.",
+        lower_bound=1,
+        upper_bound=2**20,
     ),
     flags.DEFINE_integer("num_samples", 1, "sample: how many texts.", lower_bound=1),
     flags.DEFINE_float("temperature", 0.8, "sample: 0 takes the likeliest token.", lower_bound=0),

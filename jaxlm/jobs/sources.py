@@ -53,7 +53,7 @@ def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
     return load_tokenizer(pathlib.Path(source) / TOKENIZER_FILE)
 
 
-def usage_of_source(source: str | None) -> dict[str, str]:
+def usage_of_source(source: str | None) -> dict[str, Any]:
     """How the source's tokenizer is used, see `pretrained.load_usage`; {} where it does not say."""
     if source is None:
         return {}
