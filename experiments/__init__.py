@@ -25,5 +25,6 @@ STUDIES = {
     "warmup": "which learning-rate schedule needs how much warmup, before pre-norm and post-norm",
     "ablations": "which parts of a small decoder its loss depends on",
     "tokenizer": "how large a vocabulary is worth it, trained on which text and which bytes",
+    "accumulation": "what a batch in parts must divide by, and what the mean of means costs",
     "grad_norm_depth": "how gradients fare in deep transformers, by residuals, norms and scales",
 }
