@@ -253,7 +253,7 @@ def open_run(
         params=model_weights(cfg, trained, base),
         step=manifest["step"],
         checkpoint=path,
-        corpus=manifest["extra"]["corpus"],
+        corpus=manifest["extra"].get("corpus"),
         adapters={} if cfg.lora.rank is None else trained,
     )
 
