@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import json
 import math
+import struct
 import types
 import typing
 from typing import Any
@@ -178,6 +179,8 @@ def _convert(declared: Any, value: Any) -> Any:
                 pass
         raise ValueError
     if origin is tuple:
+        if not isinstance(value, str | list | tuple):
+            raise TypeError
         parts = [p for p in value.split(",") if p] if isinstance(value, str) else value
         return tuple(_convert(args[0], p.strip() if isinstance(p, str) else p) for p in parts)
     if declared is bool:
@@ -185,7 +188,10 @@ def _convert(declared: Any, value: Any) -> Any:
             return value
         return {"true": True, "false": False}[value] if value in ("true", "false") else _fail()
     if declared is str:
-        return value if isinstance(value, str) else _fail()
+        if not isinstance(value, str):
+            raise TypeError
+        value.encode()  # refuses what no file of ours could hold: the halves of a surrogate pair
+        return value
     if declared in (int, float):
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
@@ -203,6 +209,28 @@ def _convert(declared: Any, value: Any) -> Any:
 
 def _fail():
     raise ValueError
+
+
+def check_numbers(config: Any) -> None:
+    """Raises ConfigError for a number too large or too small for int32 or float32."""
+    for path, given in flatten(config).items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, int) and abs(value) >= 2**31:
+                raise ConfigError(f"{FLAG}{path}={value}: must be below 2^31 in size")
+            if isinstance(value, float) and not _is_float32(value):
+                raise ConfigError(
+                    f"{FLAG}{path}={value}: as a float32 it would be infinite, or 0; those end at "
+                    "3.4e38 and 1.4e-45"
+                )
+
+
+def _is_float32(value: float) -> bool:
+    """Whether rounding to float32 gives a finite number, and zero only of zero."""
+    try:
+        (rounded,) = struct.unpack("<f", struct.pack("<f", value))
+    except OverflowError:
+        return False
+    return bool(rounded) or not value
 
 
 def with_traced(config: Any, values: dict[str, Any]) -> Any:

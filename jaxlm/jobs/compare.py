@@ -26,7 +26,14 @@ def main(launch: Launch) -> int:
     if given:
         raise ConfigError(f"{given[0]}: --job=compare uses the configs saved in --runs")
     folders = run_folders(launch.flags.runs)
-    runs = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    runs = []
+    for folder, name in zip(folders, _names(folders), strict=True):
+        try:
+            runs.append(read_run(folder, name))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"--runs={folder}: its files are not those of a run of this version ({error!r})"
+            ) from None
     page = None
     if launch.workdir:
         folder = pathlib.Path(launch.workdir)
@@ -126,7 +133,7 @@ def _corpus(folder: pathlib.Path) -> str | None:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    return workdir.load_json(path) if path.exists() else {}
+    return workdir.load_json(path, dict) if path.exists() else {}
 
 
 def _names(folders: list[pathlib.Path]) -> list[str]:

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.analysis import information_flow as flow
+from jaxlm.core.config import FLAG
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config
+from jaxlm.jobs.room import check_memory, host_bytes, require_room
 from jaxlm.jobs.setup import backends_of
 from jaxlm.models import kinds, transformer
 from jaxlm.models.backends import TOLERANCE
@@ -41,6 +43,14 @@ def main(launch: Launch) -> int:
     compile_cache.enable()
     cfg, name = launch_config(launch)
     m = cfg.model
+    require_room(
+        m.context_length**2,
+        host_bytes() or 0,
+        f"{FLAG}model.context_length={m.context_length}: a mark for each pair of tokens",
+        "lower it",
+    )
+    with_ids = dataclasses.replace(m, vocab_size=m.context_length + flow.NUM_FREE_IDS)
+    check_memory(cfg, transformer.param_specs(with_ids))
     apart = "kept apart" if cfg.data.mask_documents else "read across"
     print(
         f"config    {name}: {m.summary}, window {getattr(m, 'window', None) or 'none'}, documents "

@@ -192,7 +192,8 @@ class Recorder:
         """Writes and returns what the finished run came to."""
         cfg = self.cfg
         records = metric_log.read(self.folder / METRICS_FILE)
-        validations = [r for r in records if r["split"] == "validation" and r["loss"] is not None]
+        validations = [r for r in records if r.get("split") == "validation"]
+        validations = [r for r in validations if r.get("loss") is not None]
         best = min(validations, key=lambda record: record["loss"], default={})
         summary = {
             "step": self._step,

@@ -263,7 +263,7 @@ def open_run(
         settled=model.settle(params, restore_carry(cfg, path, model)),
         step=manifest["step"],
         checkpoint=path,
-        corpus=manifest["extra"]["corpus"],
+        corpus=manifest["extra"].get("corpus"),
         adapters={} if cfg.lora.rank is None else trained,
     )
 

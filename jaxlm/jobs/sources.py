@@ -60,7 +60,7 @@ def usage_of_source(source: str | None) -> dict[str, Any]:
     if pretrained.is_pretrained(source):
         return pretrained.load_usage(source)
     path = pathlib.Path(source) / USAGE_FILE
-    return workdir.load_json(path) if path.exists() else {}
+    return workdir.load_json(path, dict) if path.exists() else {}
 
 
 def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None) -> TrainedRun:

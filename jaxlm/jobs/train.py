@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.analysis import flops
 from jaxlm.core import params as params_lib
-from jaxlm.core.config import FLAG, ConfigError
+from jaxlm.core.config import FLAG, ConfigError, diff
 from jaxlm.data.batches import batch_at, num_windows
 from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
 from jaxlm.jobs import Launch, bad_steps, processes
@@ -29,6 +29,7 @@ from jaxlm.jobs.recorder import (
     Recorder,
     sample_request,
 )
+from jaxlm.jobs.room import check_memory
 from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Backends,
@@ -46,6 +47,7 @@ from jaxlm.jobs.setup import (
 from jaxlm.jobs.sources import USAGE_FILE, open_base, tokenizer_of_source, usage_of_source
 from jaxlm.models import kinds, lora
 from jaxlm.models.api import LanguageModel
+from jaxlm.models.lora import LoraConfig
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import load_tokenizer, save_tokenizer
@@ -83,7 +85,7 @@ def main(launch: Launch) -> int:
     layout = layout_of(cfg, kinds.param_specs(cfg.model))
     backends = backends_of(cfg, layout)
     model = kinds.build(cfg.model, **backends.options, **layout.functions)
-    trained_specs(cfg, model.specs)  # refuses what cannot be adapted
+    check_memory(cfg, trained_specs(cfg, model.specs), layout.mesh.size)
     base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
     if jax.process_count() > 1 and (folder is None or cfg.train.parallel == "pmap"):
         what = "--workdir must be given" if folder is None else "train.parallel must be jit"
@@ -125,7 +127,10 @@ def main(launch: Launch) -> int:
 
 
 def check_source(cfg: RunConfig) -> None:
-    """Raises ConfigError where there are adapters and no model to add them to."""
+    """Raises ConfigError where adapters are spoken of and there are none, or no model for them."""
+    if cfg.lora.rank is None and cfg.lora != LoraConfig():
+        given = "; ".join(diff(LoraConfig(), cfg.lora))
+        raise ConfigError(f"{FLAG}lora ({given}): without lora.rank there are no adapters; set it")
     if cfg.lora.rank is not None and cfg.train.init_from is None:
         raise ConfigError(
             f"{FLAG}lora.rank={cfg.lora.rank}: adapters need a trained model to be added to; name "
@@ -136,7 +141,7 @@ def check_source(cfg: RunConfig) -> None:
 def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that has done all its steps, or None."""
     path = folder / SUMMARY_FILE
-    summary = workdir.load_json(path) if path.exists() else {}
+    summary = workdir.load_json(path, dict) if path.exists() else {}
     return summary if summary.get("step") == cfg.train.num_steps else None
 
 
@@ -156,7 +161,7 @@ def check_resumable(
             f"start one from them: {FLAG}train.init_from={path.parent.parent}"
         )
     check_tokenizer(manifest, data.tokenizer, path)
-    check_corpus(cfg, data.corpus, manifest["extra"]["corpus"], path)
+    check_corpus(cfg, data.corpus, manifest["extra"].get("corpus"), path)
     if manifest["step"] > cfg.train.num_steps:
         raise ConfigError(
             f"{FLAG}train.num_steps={cfg.train.num_steps}: the run is already at step "

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from jaxlm.core.config import check_numbers
 from jaxlm.data.config import DataConfig
 from jaxlm.models import backends
 from jaxlm.models.kinds import AnyModelConfig
@@ -91,6 +92,8 @@ def profiled_steps(cfg: TrainConfig) -> tuple[int, int] | None:
     first, colon, last = cfg.profile_steps.partition(":")
     if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise ValueError(f"{steps} must be two steps, the later one behind a colon, such as 10:20")
+    if int(first) >= cfg.num_steps:
+        raise ValueError(f"{steps}: the run ends before, at num_steps={cfg.num_steps}")
     if int(first) % per_call or int(last) % per_call:
         raise ValueError(f"{steps}: both must be multiples of steps_per_call={per_call}")
     return int(first), int(last)
@@ -136,6 +139,7 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_numbers(self)
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed={self.seed} must be in [0, 2^31)")
         if self.data.batch_size % self.train.num_microbatches:
