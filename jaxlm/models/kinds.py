@@ -3,16 +3,22 @@
 from types import ModuleType
 from typing import Any
 
-from jaxlm.models import recurrent, transformer
+from jaxlm.models import bigram, convolution, mlp, recurrent, transformer
 from jaxlm.models.api import LanguageModel
+from jaxlm.models.bigram import BigramConfig
+from jaxlm.models.convolution import ConvolutionConfig
+from jaxlm.models.mlp import MlpConfig
 from jaxlm.models.recurrent import RecurrentConfig
 from jaxlm.models.transformer import TransformerConfig
 
-AnyModelConfig = TransformerConfig | RecurrentConfig
+AnyModelConfig = TransformerConfig | RecurrentConfig | ConvolutionConfig | MlpConfig | BigramConfig
 
 _MODULES: dict[type, ModuleType] = {
     TransformerConfig: transformer,
     RecurrentConfig: recurrent,
+    ConvolutionConfig: convolution,
+    MlpConfig: mlp,
+    BigramConfig: bigram,
 }
 
 

@@ -26,7 +26,7 @@ def windows(
     B, S, *rest = x.shape
     past = (size - 1) * dilation
     if before is None:
-        before = jnp.full((B, past, *rest), fill, x.dtype)
+        before = jnp.full((B, past, *rest), fill, jax.dtypes.canonicalize_dtype(x.dtype))
     whole = jnp.concatenate([before, x], axis=1)
     back = range(past, -1, -dilation)
     seen = jnp.stack([whole[:, past - n : past - n + S] for n in back], axis=2)
