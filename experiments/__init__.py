@@ -25,5 +25,6 @@ STUDIES = {
     "warmup": "which learning-rate schedule needs how much warmup, before pre-norm and post-norm",
     "ablations": "which parts of a small decoder its loss depends on",
     "tokenizer": "how large a vocabulary is worth it, trained on which text and which bytes",
+    "classifier": "what class weights, pretraining and a teacher do for a small classifier",
     "grad_norm_depth": "how gradients fare in deep transformers, by residuals, norms and scales",
 }
