@@ -251,17 +251,20 @@ def claims(results: Results) -> list[Claim]:
             SAME,
         ),
         weigh(
-            f"Trained with the mean of means, it ends higher on {LONG}, the text of long rows",
+            f"Trained with the mean of means, it ends higher on {LONG}, the text of long rows, in "
+            "nats/token",
             cost(MEAN_OF_MEANS, BY_KIND, LONG),
             above=0.0,
         ),
         weigh(
-            f"and lower on {SHORT}, the text of short ones",
+            f"Trained with the mean of means, it ends lower on {SHORT}, the text of short rows, in "
+            "nats/token",
             cost(MEAN_OF_MEANS, BY_KIND, SHORT),
             below=0.0,
         ),
         weigh(
-            "and higher over all tokens that count, which is what was to be minimised",
+            "Over all tokens that count, which is what was to be minimised, the mean of means ends "
+            "higher, in nats/token",
             paired_interval([means[s] for s in right], [right[s] for s in right], over="seeds"),
             above=0.0,
         ),
@@ -321,17 +324,15 @@ def _seeds(results: Results) -> str:
 
 
 def _error_figure(results: Results) -> Figure:
-    cfg = results.config
-    series = [
-        band(
-            f"{way}, lengths {lengths}",
-            ((cfg["context_length"] / n, errors(results, way, lengths, n)) for n in short),
-            dashed=way == IN_PARTS,
-        )
-        for way in (MEAN_OF_MEANS, IN_PARTS)
-        for lengths in (BY_KIND, BY_CHANCE)
-        for short in [cfg["short_lengths"]]
-    ]
+    cfg, series = results.config, []
+    for way in (MEAN_OF_MEANS, IN_PARTS):
+        for lengths in (BY_KIND, BY_CHANCE):
+            groups = [
+                (cfg["context_length"] / short, errors(results, way, lengths, short))
+                for short in cfg["short_lengths"]
+            ]
+            label = f"{way}, lengths {lengths}"
+            series.append(band(label, groups, dashed=way == IN_PARTS))
     return lines(
         series,
         name="error_by_unevenness",

@@ -524,10 +524,12 @@ def extend(
 
 
 class Trace(NamedTuple):
-    """What `trace` saw: the residual stream after each layer, [N, B, S, D], and attention maps."""
+    """What `trace` saw: the residual stream after each layer, [N, B, S, D], attention maps, and
+    what each head gave to `wo`."""
 
     residual: Array
     attention: Array  # f32[N, B, H, S, S]
+    heads: Array  # [N, B, S, H, Dh]
 
 
 def trace(params: Params, tokens: Array, cfg: TransformerConfig) -> Trace:
@@ -538,7 +540,7 @@ def trace(params: Params, tokens: Array, cfg: TransformerConfig) -> Trace:
 def trace_layers(
     params: Params, x: Array, cfg: TransformerConfig, *, segment_ids: Array | None = None
 ) -> Trace:
-    """Runs the same block and keeps each layer's residual stream and attention map.
+    """Runs the same block and keeps what each layer and head did.
 
     Arguments as of `run_layers`.
     """
@@ -548,11 +550,12 @@ def trace_layers(
     kinds |= {"q_segments": segment_ids, "kv_segments": segment_ids}
 
     def watched(q, k, v):
-        return plain_attend(q, k, v, **kinds), attention_weights(q, k, **kinds)
+        out = plain_attend(q, k, v, **kinds)
+        return out, (attention_weights(q, k, **kinds), out)
 
     def run_block(x, w, _):
-        x, maps = block(x, w, cfg, angles=angles, attend=watched)
-        return x, (x, maps)
+        x, of_heads = block(x, w, cfg, angles=angles, attend=watched)
+        return x, (x, *of_heads)
 
     _, seen = _scan_blocks(x, params, cfg, run_block, None)
     return Trace(*seen)
