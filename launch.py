@@ -97,6 +97,13 @@ _FLAGS = [
         "beam_width", None, "sample: search for the likeliest text, this wide.", lower_bound=1
     ),
     flags.DEFINE_float("length_penalty", 1.0, "beam: score = log-probability / length^this."),
+    flags.DEFINE_string("draft", None, "sample: a run or files whose model proposes tokens."),
+    flags.DEFINE_integer(
+        "draft_layers", None, "sample: the model's own first layers propose.", lower_bound=1
+    ),
+    flags.DEFINE_integer(
+        "draft_tokens", 4, "draft: so many at a time.", lower_bound=1, upper_bound=64
+    ),
     flags.DEFINE_integer(
         "seed",
         0,

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
-from jaxlm.decode.generate import prefill
+from jaxlm.decode.decoder import decoder_of
+from jaxlm.decode.generate import start
 from jaxlm.decode.prompts import UNUSED, bucket, pad_prompts
 from jaxlm.models.api import LanguageModel
 
@@ -73,16 +74,16 @@ def take_places(x: jax.Array, places: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, at: row[at])(x, places)
 
 
-@functools.partial(jax.jit, static_argnames=("init_cache", "extend", "width", "cache_length"))
-def _search(params, prompts, num_tokens, *, init_cache, extend, width, cache_length):
+@functools.partial(jax.jit, static_argnames=("decoder", "width", "cache_length"))
+def _search(params, prompts, num_tokens, *, decoder, width, cache_length):
     B, W = len(prompts.tokens), width
-    state = prefill(extend, params, prompts.tokens, prompts.lengths, init_cache(B, cache_length))
+    state = start(decoder, params, prompts, None, cache_length)
     cache = jax.tree.map(lambda x: jnp.repeat(x, W, axis=0), state.cache)
-    first = jnp.where(jnp.arange(W) == 0, 0.0, -jnp.inf)  # W equal texts would stay equal
+    one = jnp.where(jnp.arange(W) == 0, 0.0, -jnp.inf)  # W equal texts would stay equal
     beams = Hypotheses(
         tokens=jnp.full((B, W, cache_length), UNUSED, jnp.int32),
         counts=jnp.zeros((B, W), jnp.int32),
-        log_probs=jnp.broadcast_to(first, (B, W)),
+        log_probs=jnp.broadcast_to(one, (B, W)),
         ended=jnp.zeros((B, W), bool),
     )
 
@@ -92,14 +93,14 @@ def _search(params, prompts, num_tokens, *, init_cache, extend, width, cache_len
 
     def body(loop):
         i, beams, newest, cache = loop
-        logits, cache = extend(params, newest[:, None], cache)
+        logits, cache = decoder.extend(params, newest[:, None], cache)
         log_probs = jax.nn.log_softmax(logits[:, 0]).reshape(B, W, -1)
         beams, origin, token = expand(beams, log_probs, prompts.stop_ids, i)
         rows = (jnp.arange(B)[:, None] * W + origin).ravel()
         return i + 1, beams, token.ravel(), jax.tree.map(lambda x: x[rows], cache)
 
-    start = (0, beams, jnp.repeat(state.newest, W), cache)
-    return jax.lax.while_loop(unfinished, body, start)[1]
+    first = (0, beams, jnp.repeat(state.newest, W), cache)
+    return jax.lax.while_loop(unfinished, body, first)[1]
 
 
 def beam_search(
@@ -139,8 +140,7 @@ def beam_search(
         params,
         padded,
         np.int32(num_tokens),
-        init_cache=model.init_cache,
-        extend=model.extend,
+        decoder=decoder_of(model),
         width=width,
         cache_length=bucket(padded.lengths.max() + num_tokens - 1),
     )

@@ -12,6 +12,8 @@ from jaxlm.tokenizers import Tokenizer
 NUMBERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 DRAWING = (*NUMBERS, "logit_bias", "seed")  # of which a search that draws nothing has no use
 
+MODES = ("beam_width", "draft", "draft_layers")  # none: tokens drawn one by one
+
 
 def check_flags(flags: Any) -> None:
     """Raises ConfigError for values out of range and for flags that do not go together."""
@@ -22,15 +24,20 @@ def check_flags(flags: Any) -> None:
             raise ConfigError(f"--{name}={share}: expected a number in (0, 1]")
     if not flags.prompt:
         raise ConfigError("--prompt=: expected at least one character to go on from")
-    if flags.beam_width is None:
+    modes = [name for name in MODES if flags[name].present]
+    if len(modes) > 1:
+        raise ConfigError(f"--{modes[0]} and --{modes[1]}: one of the two at a time")
+    if "beam_width" in modes:
+        _refuse(flags, DRAWING, "a beam search draws nothing; leave it or --beam_width out")
+        if flags.num_samples > flags.beam_width:
+            raise ConfigError(
+                f"--num_samples={flags.num_samples}: --beam_width={flags.beam_width} finds that "
+                "many texts; raise it"
+            )
+    else:
         _refuse(flags, ("length_penalty",), "needs --beam_width")
-        return
-    _refuse(flags, DRAWING, "a beam search draws nothing; leave it or --beam_width out")
-    if flags.num_samples > flags.beam_width:
-        raise ConfigError(
-            f"--num_samples={flags.num_samples}: --beam_width={flags.beam_width} finds that many "
-            "texts; raise it"
-        )
+    if not {"draft", "draft_layers"} & set(modes):
+        _refuse(flags, ("draft_tokens",), "needs --draft or --draft_layers")
 
 
 def _refuse(flags: Any, names: tuple[str, ...], why: str) -> None:

@@ -465,6 +465,14 @@ def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
     return {**params, "blocks": tuple(layers)}
 
 
+def first_layers(
+    params: Params, cfg: TransformerConfig, num_layers: int
+) -> tuple[Params, TransformerConfig]:
+    """The first of the layers with the same tables, final norm and head, as a model of its own."""
+    blocks = {name: w[:num_layers] for name, w in params["blocks"].items()}
+    return {**params, "blocks": blocks}, dataclasses.replace(cfg, num_layers=num_layers)
+
+
 def extend(
     params: Params,
     tokens: Array,

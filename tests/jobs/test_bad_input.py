@@ -417,6 +417,22 @@ RUNS = {
         ["--job=sample", "--length_penalty=2"],
         ["--length_penalty=2", "--beam_width"],
     ),
+    "sample with half its layers": (
+        nothing,
+        ["--job=sample", "--draft_layers=1"],
+        ["--draft_layers=1", "1 layers"],
+    ),
+    "sample with no draft": (nothing, ["--job=sample", "--draft=nowhere"], ["--draft=nowhere"]),
+    "sample drafts of nothing": (
+        nothing,
+        ["--job=sample", "--draft_tokens=3"],
+        ["--draft_tokens=3", "--draft"],
+    ),
+    "sample a drafted beam": (
+        nothing,
+        ["--job=sample", "--draft_layers=1", "--beam_width=2"],
+        ["--beam_width", "--draft_layers"],
+    ),
     "sample with a large seed": (nothing, ["--job=sample", f"--seed={2**70}"], ["seed"]),
     "sample too many tokens": (nothing, ["--job=sample", f"--num_tokens={2**40}"], ["num_tokens"]),
     "sample with another tokenizer": (other_tokenizer, ["--job=sample"], ["tokenizer"]),

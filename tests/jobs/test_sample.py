@@ -34,3 +34,28 @@ def test_a_beam_search_of_width_one_is_greedy_and_a_wider_one_finds_likelier_tex
     assert len(scores) == 4 and scores == sorted(scores, reverse=True)
     one = text("--beam_width=4", "--num_samples=1")
     assert f"the{one}\n" in four
+
+
+def test_a_draft_changes_the_speed_and_not_the_greedy_text(launch, config, finished, tmp_path):
+    greedy = ("--num_tokens=30", "--temperature=0")
+    want = written(launch, finished, *greedy)
+    small = ["--config.train.num_steps=8", "--config.train.save_every=8", "--config.model.d_ff=8"]
+    assert launch(config, *small, f"--workdir={tmp_path}/draft").code == 0
+    sample = ("--job=sample", f"--workdir={finished}", "--prompt=the", *greedy)
+    outcome = launch(*sample, f"--draft={tmp_path}/draft", "--draft_tokens=3")
+    assert outcome.code == 0 and outcome.out == f"the{want}\n"
+    kept, per_call = re.fullmatch(
+        r"(\d+)% of the drafted tokens kept, (\S+) tokens for each call of the model\n", outcome.err
+    ).groups()
+    assert 0 <= int(kept) < 100 and 1 <= float(per_call) < 4
+    same = launch(*sample, f"--draft={finished}", "--num_tokens=32")
+    assert same.err.startswith("100% of the drafted tokens kept, ")
+
+
+def test_a_draft_with_other_ids_is_refused(launch, config, finished, tmp_path):
+    other = ["--config.train.num_steps=8", "--config.train.save_every=8"]
+    other += ["--config.tokenizer.kind=bytes", f"--workdir={tmp_path}/bytes"]
+    assert launch(config, *other).code == 0
+    outcome = launch("--job=sample", f"--workdir={finished}", f"--draft={tmp_path}/bytes")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "another tokenizer (256 ids)" in outcome.err and "same ids" in outcome.err
