@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.base import BaseConfig
-from experiments.checks import check_multiple, check_not_empty
+from experiments.checks import check_multiple, check_not_empty, check_positive
 from experiments.comparing import band
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import (
@@ -80,10 +80,7 @@ class Config:
 
     def __post_init__(self):
         check_not_empty(self)
-        names = ("num_stopping_modules", "num_test_modules", "num_seeds", "rank", "batch_size")
-        for name in (*names, "num_steps", "eval_every", "eval_batches", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_positive(self, may_be_zero=("warmup_steps", "min_delta"))
         check_multiple(self, "num_steps", "eval_every")
         if self.num_stopping_modules + self.num_test_modules >= len(self.modules):
             raise ValueError(
@@ -92,11 +89,9 @@ class Config:
                 "train on"
             )
         rows = self.old_rows
-        rising = len(rows) > 1 and rows == tuple(sorted({*rows}))
-        if not rising or rows[0] < 1 or rows[-1] >= self.batch_size:
+        if len(rows) < 2 or rows != tuple(sorted({*rows})) or rows[-1] >= self.batch_size:
             raise ValueError(
-                f"old_rows={rows} must be two or more, rising, from 1 to below batch_size="
-                f"{self.batch_size}"
+                f"old_rows={rows} must be two or more, rising, below batch_size={self.batch_size}"
             )
 
 

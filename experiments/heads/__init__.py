@@ -54,7 +54,7 @@ class Config:
 
     def __post_init__(self):
         check_not_empty(self)
-        check_positive(self)
+        check_positive(self, may_be_zero=("warmup_steps",))
         check_rising(self, "num_heads")
         check_multiple(self, "num_steps", "eval_every")
         if self.drawn_heads not in self.num_heads[1:]:

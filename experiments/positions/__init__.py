@@ -56,7 +56,7 @@ class Config:
 
     def __post_init__(self):
         check_not_empty(self)
-        check_positive(self)
+        check_positive(self, may_be_zero=("warmup_steps",))
         check_multiple(self, "num_steps", "eval_every")
         check_multiple(self, "context_length", "bin_size")
         check_multiple(self, "eval_tokens", "bin_size")

@@ -3,8 +3,9 @@
 A clause says an adjective of a noun: plainly ("the soup was fine"), negated, which turns its
 polarity ("nobody would call the soup fine"), or negated twice. Words of negation also stand where
 they negate nothing ("no doubt the soup was fine"). Of two clauses joined by "but" the second is the
-verdict, with "although" the first; "and" joins two of one polarity. A negated neutral adjective is
-neutral. So a label hangs on words far apart, and counting words does not give it.
+verdict, with "although" the first; "and" joins two of one polarity. So a label hangs on words far
+apart, and counting words does not give it. Negated or not, a neutral adjective is neutral; there
+are many of them, of which a few sentences show but some.
 """
 
 from collections.abc import Sequence
@@ -22,29 +23,25 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 POSITIVE = _words(
-    "good great fine lovely superb splendid pleasant charming delightful excellent brilliant "
-    "wonderful perfect elegant clever friendly fresh generous graceful helpful honest impressive "
-    "inspired kind lively marvellous neat polished refined reliable smooth solid sound stunning "
-    "sweet tasteful tender thoughtful useful vivid warm witty"
+    "good great fine lovely superb pleasant charming excellent brilliant wonderful perfect elegant "
+    "clever friendly generous splendid"
 )
 NEGATIVE = _words(
-    "bad awful poor dreadful terrible horrible nasty dull boring clumsy crude cruel dirty dismal "
-    "dreary faulty feeble filthy flawed foul gloomy grim harsh hopeless inferior lazy mediocre "
-    "messy miserable noisy painful pathetic rude shabby shoddy sloppy stale tedious tiresome ugly "
-    "unpleasant useless"
+    "bad awful poor dreadful terrible horrible nasty dull boring clumsy cruel dirty faulty rude "
+    "shabby tedious"
 )
 NEUTRAL = _words(
-    "red blue round square wooden local annual digital central external foreign hourly iron "
-    "northern oval paper plastic printed rural southern striped tall urban weekly"
+    "red blue round square wooden local annual digital central foreign oval rural iron hourly "
+    "urban tall paper plastic printed striped northern southern weekly external internal "
+    "metal woollen coastal double portable regional foldable grey green yellow brown vertical "
+    "narrow low flat monthly inland steel glass electric manual leather silver"
 )
 NOUNS = _words(
-    "soup room film book service meal music staff story garden hotel lecture phone bag coffee "
-    "coat bridge letter market museum novel office painting picture play record show song table "
-    "train trip wine"
+    "soup room film book service meal music staff story garden hotel lecture phone bag coffee wine"
 )
 POLARITIES = {1: POSITIVE, 0: NEUTRAL, -1: NEGATIVE}
 
-OPENERS = ("honestly", "last week", "this time", "as expected", "for the record")
+OPENERS = ("honestly", "last week", "this time", "as expected")
 PLAIN = (
     "the N was A",
     "the N was very A",
@@ -60,9 +57,9 @@ NEGATED = (
     "nobody would call the N A",
     "there was nothing A about the N",
 )
-TWICE = ("nobody would say the N was not A", "it is not true that the N was not A")
+TWICE = ("nobody would say the N was not A", "i never said the N was not A")
 KINDS = (PLAIN, NEGATED, TWICE)
-KIND_SHARES = (0.45, 0.4, 0.15)
+KIND_SHARES = (0.6, 0.3, 0.1)
 JOINED = ("and", "but", "although")
 
 VOCABULARY = (
@@ -73,7 +70,7 @@ VOCABULARY = (
         | {*POSITIVE, *NEGATIVE, *NEUTRAL, *NOUNS}
     ),
 )
-LONGEST = 26  # words of the longest sentence, [CLS] and [SEP] with them
+LONGEST = 21  # words of the longest sentence, [CLS] and [SEP] with them
 _IDS = {word: i for i, word in enumerate(VOCABULARY)}
 
 
@@ -102,7 +99,7 @@ def make_sentences(seed: int | Sequence[int], counts: Sequence[int]) -> Sentence
 def _sentence(rng: np.random.Generator, polarity: int) -> tuple[str, bool]:
     verdict, negated = _clause(rng, polarity)
     parts = [verdict]
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         joined = "and" if polarity == 0 else _choose(rng, JOINED)
         other, _ = _clause(rng, polarity if joined == "and" else -polarity)
         parts = [other, joined, verdict] if joined == "but" else [verdict, joined, other]

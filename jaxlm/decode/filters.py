@@ -60,7 +60,7 @@ def sample_token(logits: Array, key: Array, sampling: SamplingConfig) -> Array:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     # The noise of a draw costs as much as a small model's layers, and the greedy need none.
-    return jax.lax.cond(_is_greedy(sampling.temperature), best, draw)
+    return jax.lax.cond(is_greedy(sampling.temperature), best, draw)
 
 
 def filter_logits(logits: Array, sampling: SamplingConfig) -> Array:
@@ -91,15 +91,16 @@ def temperature(logits: Array, t: Array | float) -> Array:
     Source: Ackley, Hinton and Sejnowski 1985, "A Learning Algorithm for Boltzmann Machines".
     """
     t = jnp.asarray(t, jnp.float32)
-    is_greedy = _is_greedy(t)
+    zero = is_greedy(t)
     best = jnp.argmax(logits, axis=-1, keepdims=True)
     greedy = jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
     # The shift keeps logits / t from overflowing upwards, which would leave inf - inf.
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.where(is_greedy, greedy, shifted / jnp.where(is_greedy, 1.0, t))
+    return jnp.where(zero, greedy, shifted / jnp.where(zero, 1.0, t))
 
 
-def _is_greedy(t):
+def is_greedy(t: Array) -> Array:
+    """Whether a temperature f32[] counts as 0: bool[]."""
     return t < jnp.finfo(jnp.float32).tiny  # CPUs may flush smaller numbers to 0
 
 

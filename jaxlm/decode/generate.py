@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core.arrays import Array, Params
+from jaxlm.decode.decoder import Decoder, decoder_of
 from jaxlm.decode.filters import SamplingConfig, sample_token
 from jaxlm.decode.penalties import adjust_logits, seen_in, with_token
-from jaxlm.decode.prompts import UNUSED, bucket, pad_prompts, traced_sampling, vocab_size
+from jaxlm.decode.prompts import UNUSED, Prompts, bucket, pad_prompts, traced_sampling
 from jaxlm.models.api import LanguageModel
 
 
@@ -35,17 +36,23 @@ class DecodeState(NamedTuple):
     seen: Array | None  # bool[B, V], ids in the text so far; None where nothing asks
 
 
-def prefill(
-    extend: Callable, params: Params, prompts: Array, lengths: Array, cache: Any
+def start(
+    decoder: Decoder,
+    params: Params,
+    prompts: Prompts,
+    sampling: SamplingConfig | None,
+    cache_length: int,
 ) -> DecodeState:
-    """Reads prompts i32[B, S], padded on the right, into an empty cache.
-
-    extend: of the LanguageModel. lengths: i32[B], of each prompt, at least 1.
-    """
+    """Reads the prompts into a new cache. sampling: None where no token will be drawn."""
     # All but each row's last token: `step` reads that one, so it needs no logits here.
-    _, cache = extend(params, prompts, cache, lengths=lengths - 1)
-    newest = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
-    return DecodeState(newest, cache, None)
+    tokens, lengths = prompts.tokens, prompts.lengths
+    cache = decoder.init_cache(len(tokens), cache_length)
+    _, cache = decoder.extend(params, tokens, cache, lengths=lengths - 1)
+    newest = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
+    seen = None
+    if sampling is not None and sampling.repetition_penalty is not None:
+        seen = seen_in(tokens, lengths, decoder.vocab_size)
+    return DecodeState(newest, cache, seen)
 
 
 def step(
@@ -75,10 +82,8 @@ def keys_of_rows(key: Array, num_rows: int) -> Array:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_rows))
 
 
-@functools.partial(jax.jit, static_argnames=("init_cache", "extend", "vocab_size", "cache_length"))
-def _generate(
-    params, prompts, key, num_tokens, sampling, *, init_cache, extend, vocab_size, cache_length
-):
+@functools.partial(jax.jit, static_argnames=("decoder", "cache_length"))
+def _generate(params, prompts, key, num_tokens, sampling, *, decoder, cache_length):
     """`Generated`, its tokens padded to i32[B, cache_length]; only the keywords are static."""
     B = len(prompts.tokens)
     row_keys = keys_of_rows(key, B)
@@ -89,18 +94,15 @@ def _generate(
 
     def body(loop):
         i, tokens, counts, done, state = loop
-        token, state = step(extend, params, state, row_keys, sampling)
+        token, state = step(decoder.extend, params, state, row_keys, sampling)
         tokens = tokens.at[:, i].set(jnp.where(done, UNUSED, token))
         done |= jnp.any(token[:, None] == prompts.stop_ids, axis=1)
         return i + 1, tokens, counts + ~done, done, state
 
-    cache = init_cache(B, cache_length)
-    state = prefill(extend, params, prompts.tokens, prompts.lengths, cache)
-    if sampling.repetition_penalty is not None:
-        state = state._replace(seen=seen_in(prompts.tokens, prompts.lengths, vocab_size))
+    state = start(decoder, params, prompts, sampling, cache_length)
     tokens = jnp.full((B, cache_length), UNUSED, jnp.int32)
-    start = (0, tokens, jnp.zeros(B, jnp.int32), jnp.zeros(B, bool), state)
-    _, tokens, counts, _, _ = jax.lax.while_loop(unfinished, body, start)
+    first = (0, tokens, jnp.zeros(B, jnp.int32), jnp.zeros(B, bool), state)
+    _, tokens, counts, _, _ = jax.lax.while_loop(unfinished, body, first)
     return Generated(tokens, counts)
 
 
@@ -146,9 +148,7 @@ def generate(
         key,
         np.int32(num_tokens),
         settings,
-        init_cache=model.init_cache,
-        extend=model.extend,
-        vocab_size=vocab_size(model),
+        decoder=decoder_of(model),
         cache_length=bucket(padded.lengths.max() + num_tokens - 1),
     )
     return Generated(np.asarray(tokens)[:, :num_tokens], np.asarray(counts))

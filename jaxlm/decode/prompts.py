@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxlm.core import trees
 from jaxlm.core.config import ConfigError
+from jaxlm.decode.decoder import vocab_size
 from jaxlm.decode.filters import SamplingConfig
 from jaxlm.decode.penalties import bias_vector
 from jaxlm.models.api import LanguageModel
@@ -51,11 +51,6 @@ def traced_sampling(
     if logit_bias is not None:
         numbers["logit_bias"] = bias_vector(logit_bias, vocab_size(model))
     return jax.tree.map(np.float32, SamplingConfig(**numbers))
-
-
-def vocab_size(model: LanguageModel) -> int:
-    specs = trees.flatten(model.specs).values()
-    return next(s.shape[s.axes.index("vocab")] for s in specs if "vocab" in s.axes)
 
 
 def bucket(length: int) -> int:
