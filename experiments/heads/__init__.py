@@ -216,13 +216,14 @@ def claims(results: Results) -> list[Claim]:
             below=0.0,
         ),
         weigh(
-            f"One of {some * cfg['num_layers']} heads has more than half of its attention on the "
-            "token before",
+            f"One of all {some * cfg['num_layers']} heads has more than half of its attention on "
+            "the token before",
             mean_interval([float(np.max(values)) for values in previous.values()]),
             above=0.5,
         ),
         weigh(
-            "That head costs more than the others do on average, in nats/token of difference",
+            f"With {some} heads, the one most on the token before costs more than the others do on "
+            "average, in nats/token of difference",
             mean_interval(
                 [
                     float(values.flat[looking[seed]] - np.delete(values, looking[seed]).mean())
