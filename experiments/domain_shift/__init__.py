@@ -205,8 +205,8 @@ def claims(results: Results) -> list[Claim]:
             below=0.5,
         ),
         weigh(
-            "Fine-tuned on the new text only, its perplexity on the old more than doubles, even with "
-            "early stopping",
+            "Fine-tuned on the new text only, its perplexity on the old one more than doubles, "
+            "even with early stopping",
             perplexity_ratio(results, FULL, OLD),
             above=2.0,
         ),

@@ -106,7 +106,8 @@ def write_study_report(folder: str | os.PathLike, study: StudyReport) -> pathlib
 
 
 def write_index(folder: str | os.PathLike, entries: Sequence[IndexEntry]) -> pathlib.Path:
-    """Writes `<folder>/index.html`: of each study its question, claims and first figure.
+    """Writes `<folder>/index.html`: of each study its question, claims and a figure: the
+    first of half a page's width, which is hardly shrunk here, or else the first.
 
     The page holds all it shows; it links to `<entry folder>/report.html`.
     """
@@ -115,7 +116,8 @@ def write_index(folder: str | os.PathLike, entries: Sequence[IndexEntry]) -> pat
         link = page.escape(f"{quote(pathlib.PurePath(entry['folder']).as_posix())}/{REPORT}")
         picture = ""
         if entry["figures"]:
-            svg = entry["figures"][0].svg(prefix=f"study-{place}-")
+            figures = sorted(entry["figures"], key=lambda figure: figure.wide)
+            svg = figures[0].svg(prefix=f"study-{place}-")
             picture = f'<a class="thumbnail" href="{link}" tabindex="-1">{svg}</a>'
         text = (
             page.paragraph(entry["name"], "muted")
