@@ -18,6 +18,7 @@ from jaxlm.decode.speculative import speculate
 from jaxlm.interop import pretrained
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
+<<<<<<< HEAD
 from jaxlm.jobs.sample_flags import check_flags, matcher_of, sampling_of, stop_ids_of
 from jaxlm.jobs.setup import (
     TrainedRun,
@@ -26,9 +27,13 @@ from jaxlm.jobs.setup import (
     open_run,
     require_workdir,
 )
+=======
+from jaxlm.jobs.sample_flags import check_flags, sampling_of, stop_ids_of
+from jaxlm.jobs.setup import TrainedRun, decoding_model, open_run, require_workdir
+>>>>>>> main
 from jaxlm.jobs.sources import config_of_source
 from jaxlm.models import transformer
-from jaxlm.models.api import LanguageModel
+from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.models.transformer import TransformerConfig
 
 LARGE = 10_000_000  # parameters from which on a faster token is worth a longer compilation
@@ -57,11 +62,11 @@ def main(launch: Launch) -> int:
         raise ConfigError(f"--prompt: {error}") from None
     matcher = matcher_of(flags, run.tokenizer)
     model = decoding_model(run.cfg.model)
-    params = weights_to_read(model, run.params)
+    params = weights_to_read(model, run.settled)
     limits = {
         "num_tokens": flags.num_tokens,
         "stop_ids": stop_ids_of(flags.stop, folder, run.tokenizer),
-        "max_length": max_positions(run.cfg.model),
+        "max_length": run.cfg.model.max_positions,
     }
     if flags.beam_width is not None:
         texts = searched(flags, model, params, prompt, limits)
@@ -130,7 +135,7 @@ def drafted(
     """Drawn as `drawn` does, the tokens proposed by a draft; says what that was worth."""
     draft_cfg, draft_params = open_draft(flags, run)
     draft = decoding_model(draft_cfg)
-    limits = [n for n in (options["max_length"], max_positions(draft_cfg)) if n is not None]
+    limits = [n for n in (options["max_length"], draft_cfg.max_positions) if n is not None]
     options["max_length"] = min(limits, default=None)
     out = speculate(
         model,
@@ -150,9 +155,14 @@ def drafted(
     return [Text(ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
 
 
-def open_draft(flags: Any, run: TrainedRun) -> tuple[TransformerConfig, Params]:
+def open_draft(flags: Any, run: TrainedRun) -> tuple[ModelConfig, Params]:
     """The model that drafts: another run, files of another library, or some layers of this one."""
     if (layers := flags.draft_layers) is not None:
+        if not isinstance(run.cfg.model, TransformerConfig):
+            raise ConfigError(
+                f"--draft_layers={layers}: the model is of kind {run.cfg.model.kind}; only a "
+                "transformer has layers that can be left out"
+            )
         if layers >= run.cfg.model.num_layers:
             raise ConfigError(
                 f"--draft_layers={layers}: the model has {run.cfg.model.num_layers} layers; a "
@@ -168,7 +178,7 @@ def open_draft(flags: Any, run: TrainedRun) -> tuple[TransformerConfig, Params]:
         cfg, params = pretrained.load_weights(flags.draft)
     else:
         opened = open_run(pathlib.Path(flags.draft), flag="--draft")
-        tokenizer, cfg, params = opened.tokenizer, opened.cfg.model, opened.params
+        tokenizer, cfg, params = opened.tokenizer, opened.cfg.model, opened.settled
     if tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise ConfigError(
             f"--draft={flags.draft}: has another tokenizer ({tokenizer.vocab_size} ids) than "
