@@ -18,19 +18,8 @@ from jaxlm.decode.speculative import speculate
 from jaxlm.interop import pretrained
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
-<<<<<<< HEAD
 from jaxlm.jobs.sample_flags import check_flags, matcher_of, sampling_of, stop_ids_of
-from jaxlm.jobs.setup import (
-    TrainedRun,
-    decoding_model,
-    max_positions,
-    open_run,
-    require_workdir,
-)
-=======
-from jaxlm.jobs.sample_flags import check_flags, sampling_of, stop_ids_of
 from jaxlm.jobs.setup import TrainedRun, decoding_model, open_run, require_workdir
->>>>>>> main
 from jaxlm.jobs.sources import config_of_source
 from jaxlm.models import transformer
 from jaxlm.models.api import LanguageModel, ModelConfig
