@@ -24,14 +24,29 @@ class Text(NamedTuple):
 @functools.cache
 def plays(kind: str = "characters", val_fraction: float = 0.1) -> Text:
     """The bundled plays; kind: characters or bytes. The last `val_fraction` validates."""
+    text, fingerprint = _text_of_plays()
+    return as_text(text, kind, val_fraction, fingerprint)
+
+
+def plays_as(tokenizer: Tokenizer, val_fraction: float = 0.1) -> Text:
+    """The same in the tokens of a model that is there already."""
+    text, fingerprint = _text_of_plays()
+    return _cut(text, tokenizer, val_fraction, fingerprint)
+
+
+def _text_of_plays() -> tuple[str, str]:
     corpus = open_corpus(DataConfig())
     text = "\n".join("".join(pieces) for pieces in corpus.documents())
-    return as_text(text, kind, val_fraction, corpus.fingerprint)
+    return text, corpus.fingerprint
 
 
 def as_text(text: str, kind: str, val_fraction: float, fingerprint: str) -> Text:
     """`text` cut in two and encoded."""
     tokenizer = train_tokenizer(TokenizerConfig(kind=kind), [text])
+    return _cut(text, tokenizer, val_fraction, fingerprint)
+
+
+def _cut(text: str, tokenizer: Tokenizer, val_fraction: float, fingerprint: str) -> Text:
     ids = tokenizer.encode(text)
     cut = int(len(ids) * (1 - val_fraction))
     return Text(tokenizer, split_from_array(ids[:cut]), split_from_array(ids[cut:]), fingerprint)

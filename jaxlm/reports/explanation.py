@@ -89,7 +89,7 @@ def _summary(of: Explained) -> list[tuple[str, str, str]]:
         ("perplexity", f"{math.exp(min(loss, 700)):.4g}", f"{loss:.3f} nats/token"),
         ("bits per byte", f"{bits:.3f}", f"{of.num_bytes} bytes behind the first token"),
         ("predicted", f"{right} of {len(of.nll)}", "tokens that were held likeliest"),
-        ("settled", f"layer {int(np.median(layers))}", "the median; no other guess after it"),
+        ("settled", f"layer {np.median(layers):g}", "the median; no other guess after it"),
         ("hardest", f"{of.nll[worst]:.1f} nats", f"{_shown(of.tokens[worst + 1])}"),
     ]
 

@@ -142,8 +142,8 @@ def test_whole_files_validate_and_bytes_are_ids(cfg):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ({"targets": "q+v"}, "two or more of"),
-        ({"targets": "q+v,mlp"}, "two or more of"),
+        ({"targets": "q+v,q+v"}, "one or more of"),
+        ({"targets": "q+v,mlp"}, "one or more of"),
         ({"targets": "q+v,q+k+v"}, "both_scalings"),
         ({"other_lrs": "0.008"}, "must differ"),
         ({"ranks": "8,1,32"}, "rising"),
@@ -408,6 +408,18 @@ def test_a_base_held_in_bfloat16_is_one_of_the_rounded_weights(source, tmp_path)
 def test_a_source_that_is_none_is_refused():
     with pytest.raises(ConfigError, match=r"--config\.base\.source=nowhere: is no Hugging Face"):
         imported("nowhere")
+
+
+def test_one_target_set_will_do(source):
+    cfg = dataclasses.replace(imported(source[0]), targets=("all linear",), num_seeds=2)
+    rows = [row for cell in study.cells(cfg) for row in run.run_cell(cell)]
+    results = Results(study="lora_rank", config=to_dict(cfg), rows=tuple(rows))
+    assert len(study.claims(results)) == 4
+    assert {figure.name for figure in study.plot(results)} == {
+        *("perplexity_by_rank", "perplexity_by_share", "forgetting_by_rank", "learning_curves")
+    }
+    [table] = study.tables(results)
+    assert [row[3] for row in table.rows] == ["", 1, 2, 4, ""]
 
 
 def test_its_figures_speak_of_its_own_texts():
