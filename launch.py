@@ -21,7 +21,9 @@ name that does not exist is answered with the nearest one. Without --workdir a r
 folder, runs/<config>-NNN. A workdir that holds a run is gone on with.
 """
 
+import os
 import pathlib
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -80,11 +82,29 @@ _FLAGS = [
         lower_bound=1,
         upper_bound=2**20,
     ),
-    flags.DEFINE_integer("num_samples", 1, "sample: how many texts.", lower_bound=1),
-    flags.DEFINE_float("temperature", 0.8, "sample: 0 takes the likeliest token.", lower_bound=0),
+    flags.DEFINE_integer(
+        "num_samples", 1, "sample: how many texts.", lower_bound=1, upper_bound=2**12
+    ),
+    flags.DEFINE_float(
+        "temperature", 0.8, "sample: 0 takes the likeliest token.", lower_bound=0, upper_bound=1e6
+    ),
     flags.DEFINE_integer("top_k", None, "sample: only the k likeliest tokens.", lower_bound=1),
     flags.DEFINE_float("top_p", None, "sample: only the likeliest with this joint probability."),
     flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
+    flags.DEFINE_float("repetition_penalty", None, "sample: above 1 shuns what the text holds."),
+    flags.DEFINE_list("logit_bias", [], "sample: ID:BIAS,..., added to logits; -inf forbids."),
+    flags.DEFINE_string("stop", None, "sample: the token that ends a text; none for no end."),
+    flags.DEFINE_integer(
+        "beam_width", None, "sample: search for the likeliest text, this wide.", lower_bound=1
+    ),
+    flags.DEFINE_float("length_penalty", 1.0, "beam: score = log-probability / length^this."),
+    flags.DEFINE_string("draft", None, "sample: a run or files whose model proposes tokens."),
+    flags.DEFINE_integer(
+        "draft_layers", None, "sample: the model's own first layers propose.", lower_bound=1
+    ),
+    flags.DEFINE_integer(
+        "draft_tokens", 4, "draft: so many at a time.", lower_bound=1, upper_bound=64
+    ),
     flags.DEFINE_integer(
         "seed",
         0,
@@ -99,8 +119,12 @@ _FLAGS = [
 
 def parse(argv: list[str]) -> dict[str, str]:
     """Reads the flags; returns the overrides {"model.num_layers": "8"} of --config.FIELD=VALUE."""
-    overrides, rest = {}, [argv[0]]
+    overrides, rest, names = {}, [argv[0]], set()
     for arg in argv[1:]:
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{arg!a}: not UTF-8") from None
         if arg.startswith(FLAG):
             path, given, value = arg.removeprefix(FLAG).partition("=")
             if not given:
@@ -109,6 +133,10 @@ def parse(argv: list[str]) -> dict[str, str]:
                 raise ConfigError(f"{FLAG}{path}: given twice")
             overrides[path] = value
         else:
+            name = arg.partition("=")[0]
+            if name.startswith("--") and name in names:
+                raise ConfigError(f"{name}: given twice")
+            names.add(name)
             rest.append(arg)
     try:
         unused = flags.FLAGS(rest)[1:]
@@ -132,14 +160,13 @@ def main(overrides: dict[str, str]) -> int:
         known = ", ".join(jobs.JOBS)
         near = nearest(args.job, list(jobs.JOBS))
         raise ConfigError(f"--job={args.job}: no such job{near} (jobs: {known})")
-    for name in ("config", "workdir", "experiment", "sweep"):
+    for name in ("config", "workdir", "experiment", "sweep", "launcher", "source", "target"):
         if args[name].value == "":
             raise ConfigError(f"--{name}=: expected a value; leave the flag out for the default")
-    if args.coordinator is not None and job_of(args) != "train":
-        raise ConfigError(f"--coordinator={args.coordinator}: only --job=train has processes")
     default = str(ROOT / "configs" / "plays.py")
     launch = jobs.Launch(args.config, overrides, args.workdir, default, args)
     job = job_of(args)
+    jobs.check_flags(args, job)
     if args.launcher is not None and job not in ("train", "study", "sweep"):
         raise ConfigError(f"--launcher={args.launcher}: --job={job} runs at once, without one")
     return jobs.run("submit" if args.launcher is not None else job, launch)
@@ -163,6 +190,14 @@ def guarded(step, *args):
         return step(*args)
     except ConfigError as error:
         print(f"launch.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        if error.filename is None:
+            raise
+        print(f"launch.py: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before or after training, which has a handler of its own
         print("launch.py: interrupted", file=sys.stderr)

@@ -17,14 +17,14 @@ import numpy as np
 from experiments import library
 from experiments.language import train_runs
 from experiments.lora_rank import Config, readings
-from experiments.texts import Text, lane_batches, plays, plays_as
+from experiments.texts import Text, lane_batches, plays, plays_as, standard_library
 from jaxlm.analysis.statistics import early_stop
 from jaxlm.core import trees
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG, ConfigError, from_dict, to_dict
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
-from jaxlm.data.batches import Batch, split_from_array
+from jaxlm.data.batches import Batch
 from jaxlm.data.config import DataConfig
 from jaxlm.interop import pretrained
 from jaxlm.models import lora, transformer
@@ -78,15 +78,9 @@ def the_plays(cfg: Config) -> Text:
     return plays("bytes") if cfg.base.source is None else plays_as(tokenizer)
 
 
-@functools.cache
 def the_library(cfg: Config) -> Text:
-    """Whole files validate."""
-    texts = library.read_modules(cfg.modules)
-    library.check_fingerprint(texts, cfg.corpus_sha256)
-    tokenizer, cut = tokenizer_of(cfg.base.source), -cfg.num_validation_modules
-    train, validation = ("".join(part) for part in (texts[:cut], texts[cut:]))
-    parts = (split_from_array(tokenizer.encode_ordinary(text)) for text in (train, validation))
-    return Text(tokenizer, *parts, cfg.corpus_sha256)
+    tokenizer = tokenizer_of(cfg.base.source)
+    return standard_library(cfg.modules, cfg.num_validation_modules, cfg.corpus_sha256, tokenizer)
 
 
 def new_domain(cfg: Config) -> Text:

@@ -51,7 +51,7 @@ class Streamer:
             cache = _read(self._params, chunk, cache, np.int32([at]), extend=self._model.extend)
             self._cache = cache  # the one before was given away
         self._kept = read[: len(read) // CHUNK * CHUNK]
-        state = DecodeState(ids[-1:], cache.replace(length=np.int32([len(read)])))
+        state = DecodeState(ids[-1:], cache.replace(length=np.int32([len(read)])), None)
         for _ in range(num_tokens):
             token, state = _step(self._params, state, row_keys, sampling, extend=self._model.extend)
             self._cache = state.cache

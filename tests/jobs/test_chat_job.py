@@ -109,6 +109,14 @@ def test_a_message_that_cannot_be_read_is_one_line_and_no_end(launch, talker):
     assert outcome.stderr.count(b"first token after") == 1
 
 
+# In the new process: Python of many threads must not run code between fork and exec.
+TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 class Terminal:
     """Our end of a terminal in which the command runs."""
 
@@ -134,12 +142,11 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(launch, talker):
     terminal = Terminal(ours)
     args = ["--job=chat", f"--workdir={talker}", "--num_tokens=1000000", "--context=1048576"]
     with subprocess.Popen(
-        [sys.executable, LAUNCH, *args],
+        [sys.executable, "-c", TAKE_TERMINAL, sys.executable, LAUNCH, *args],
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         cwd=launch.cwd,
         env=launch.env | {"TERM": "dumb"},
         start_new_session=True,
-        preexec_fn=_take_terminal,
     ) as process:
         os.close(theirs)
         try:
@@ -160,13 +167,6 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(launch, talker):
         finally:
             process.kill()
             os.close(ours)
-
-
-def _take_terminal():
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def test_a_conversation_goes_on_as_if_it_were_read_anew(run, monkeypatch):
