@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from experiments import library
 from jaxlm.data import batches
 from jaxlm.data.batches import Batch, Split, evaluation_batches, split_from_array
 from jaxlm.data.config import DataConfig
@@ -27,6 +28,22 @@ def plays(kind: str = "characters", val_fraction: float = 0.1) -> Text:
     corpus = open_corpus(DataConfig())
     text = "\n".join("".join(pieces) for pieces in corpus.documents())
     return as_text(text, kind, val_fraction, corpus.fingerprint)
+
+
+@functools.cache
+def standard_library(
+    modules: tuple[str, ...], num_validation_modules: int, corpus_sha256: str
+) -> Text:
+    """Files of Python's library as bytes; the last `num_validation_modules` validate.
+
+    Raises:
+      ConfigError: a file that is not there, or another text than that of the hash.
+    """
+    texts = library.read_modules(modules)
+    library.check_fingerprint(texts, corpus_sha256)
+    tokenizer, cut = plays("bytes").tokenizer, -num_validation_modules
+    parts = (tokenizer.encode("".join(part)) for part in (texts[:cut], texts[cut:]))
+    return Text(tokenizer, *map(split_from_array, parts), corpus_sha256)
 
 
 def as_text(text: str, kind: str, val_fraction: float, fingerprint: str) -> Text:

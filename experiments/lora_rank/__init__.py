@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.checks import check_multiple
+from experiments.checks import check_multiple, check_positive
 from experiments.comparing import by_seed, difference
 from experiments.library import MODULES
 from experiments.lora_rank import figures, readings
@@ -102,9 +102,7 @@ class Config:
             )
         if self.lora_lr in self.other_lrs or len(set(self.other_lrs)) < len(self.other_lrs):
             raise ValueError(f"other_lrs={self.other_lrs} must differ, and from {self.lora_lr}")
-        for name in ("num_seeds", "num_steps", "eval_every", "eval_batches", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_positive(self, may_be_zero=("warmup_steps", "min_delta"))
         check_multiple(self, "num_steps", "eval_every")
 
 

@@ -16,14 +16,14 @@ import numpy as np
 from experiments import library
 from experiments.language import train_runs
 from experiments.lora_rank import Config, readings
-from experiments.texts import Text, lane_batches, plays
+from experiments.texts import Text, lane_batches, plays, standard_library
 from jaxlm.analysis.statistics import early_stop
 from jaxlm.core import trees
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import from_dict, to_dict
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
-from jaxlm.data.batches import Batch, split_from_array
+from jaxlm.data.batches import Batch
 from jaxlm.data.config import DataConfig
 from jaxlm.models import lora, transformer
 from jaxlm.models.lora import LoraConfig
@@ -58,15 +58,8 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
 # The two domains.
 
 
-@functools.cache
 def new_domain(cfg: Config) -> Text:
-    """The library as bytes; whole files validate."""
-    texts = library.read_modules(cfg.modules)
-    library.check_fingerprint(texts, cfg.corpus_sha256)
-    tokenizer, cut = plays("bytes").tokenizer, -cfg.num_validation_modules
-    train, validation = ("".join(part) for part in (texts[:cut], texts[cut:]))
-    parts = (split_from_array(tokenizer.encode(text)) for text in (train, validation))
-    return Text(tokenizer, *parts, cfg.corpus_sha256)
+    return standard_library(cfg.modules, cfg.num_validation_modules, cfg.corpus_sha256)
 
 
 def validation(cfg: Config) -> Batch:

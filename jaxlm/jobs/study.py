@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxlm.core import results as results_lib
-from jaxlm.core.config import FLAG, ConfigError, apply_overrides, nearest, to_dict
+from jaxlm.core.config import FLAG, ConfigError, apply_overrides, check_numbers, nearest, to_dict
 from jaxlm.core.results import Results, Row
 from jaxlm.io import compile_cache, metric_log, provenance, workdir
 from jaxlm.io.results import load_results, save_results
@@ -57,6 +57,7 @@ def study_config(study: ModuleType, launch: Launch, scale: str = "default") -> A
         base = apply_overrides(base, {"scale": overrides.pop("scale", scale)})
         base = apply_overrides(base, study.SCALES.get(base.scale, {}))
     cfg = apply_overrides(base, overrides)
+    check_numbers(cfg)
     resolve = getattr(run_module(study), "resolve", None)
     return resolve(cfg) if resolve else cfg
 
@@ -130,7 +131,7 @@ def run_kept_cell(
     text = json.dumps(cell, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
     if path.exists():
-        return list(results_lib.from_json(workdir.load_json(path)).rows), None
+        return list(load_results(path).rows), None
     run, before = run_module(study), compile_cache.counts()
     named = _program_names(study)
     programs, started = compile_cache.programs_named(*named), time.perf_counter()
@@ -179,8 +180,8 @@ def redraw(study: ModuleType, folder: pathlib.Path) -> None:
             figures=study.plot(results),
             tables=study.tables(results),
             config=results.config,
-            timings=[*timings, *(workdir.load_json(measured) if measured.exists() else [])],
-            provenance=workdir.load_json(folder / PROVENANCE_FILE),
+            timings=[*timings, *(workdir.load_json(measured, list) if measured.exists() else [])],
+            provenance=workdir.load_json(folder / PROVENANCE_FILE, dict),
             notes=getattr(study, "NOTES", []),
         ),
     )

@@ -8,7 +8,7 @@ inside it.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax import struct
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
 from jaxlm.core.params import ParamSpec, ones, truncated_normal, xavier, zeros
-from jaxlm.models.api import LanguageModel
+from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.attention import attend as plain_attend
 from jaxlm.nn.attention import attention_weights
 from jaxlm.nn.dropout import dropout as drop
@@ -30,11 +30,13 @@ from jaxlm.nn.rope import apply_rope, rope_angles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """Architecture. The defaults are a small Llama-style decoder."""
+class TransformerConfig(ModelConfig):
+    """Architecture. The defaults are a small Llama-style decoder.
 
-    vocab_size: int | None = None  # None: taken from the tokenizer
-    context_length: int = 256  # S of a training row; the size of a learned position table
+    With learned positions, context_length is the size of their table.
+    """
+
+    kind: Literal["transformer"] = "transformer"
     num_layers: int = 4
     d_model: int = 128
     num_heads: int = 4
@@ -65,12 +67,14 @@ class TransformerConfig:
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes
     scan_unroll: int | None = None  # layers a scan iteration, see backends; none: by device
 
+    NUMBERS: ClassVar[tuple[str, ...]] = (
+        *("dropout", "residual", "init_scale", "output_init", "norm_eps", "rope_theta"),
+        *("attention_softcap", "logit_softcap"),
+    )
+
     def __post_init__(self):
         counts = ("vocab_size", "context_length", "num_layers", "d_model", "num_heads")
-        for name in (*counts, "num_kv_heads", "head_dim", "d_ff", "window", "scan_unroll"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        self.check_counts(*counts, "num_kv_heads", "head_dim", "d_ff", "window", "scan_unroll")
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
@@ -89,8 +93,32 @@ class TransformerConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value} must be positive")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
+        self.check_dropout()
+
+    @property
+    def summary(self) -> str:
+        sizes = f"{self.num_layers} layers, width {self.d_model}, {self.num_heads} heads"
+        return f"{sizes}, context {self.context_length}, {self.activation}, {self.positions}"
+
+    @property
+    def reach(self) -> int | None:
+        return None if self.window is None else self.num_layers * (self.window - 1)
+
+    @property
+    def max_positions(self) -> int | None:
+        return self.context_length if self.positions == "learned" else None
+
+    @property
+    def attention(self) -> tuple[int, int, int]:
+        return self.num_layers, self.num_heads, self.sizes.Dh
+
+    def to_decode(self) -> "TransformerConfig":
+        """Attention reaches back no further than it did in training.
+
+        So a text may grow past the context length without distances the model has never seen.
+        """
+        window = min(self.window or self.context_length, self.context_length)
+        return dataclasses.replace(self, window=window)
 
     @property
     def sizes(self) -> "Sizes":
@@ -421,6 +449,11 @@ def init_cache(cfg: TransformerConfig, batch_size: int, length: int) -> KVCache:
     return KVCache(k=empty, v=empty, length=jnp.zeros(batch_size, jnp.int32))
 
 
+def take_back(cache: KVCache, length: Array) -> KVCache:
+    """The cache with only the first length[b] tokens of each row, i32[B]."""
+    return cache.replace(length=length)
+
+
 def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
     """The weights as `extend` reads them fastest: in cfg.dtype, `blocks` one dict a layer.
 
@@ -432,12 +465,21 @@ def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
     return {**params, "blocks": tuple(layers)}
 
 
+def first_layers(
+    params: Params, cfg: TransformerConfig, num_layers: int
+) -> tuple[Params, TransformerConfig]:
+    """The first of the layers with the same tables, final norm and head, as a model of its own."""
+    blocks = {name: w[:num_layers] for name, w in params["blocks"].items()}
+    return {**params, "blocks": blocks}, dataclasses.replace(cfg, num_layers=num_layers)
+
+
 def extend(
     params: Params,
     tokens: Array,
     cache: KVCache,
     cfg: TransformerConfig,
     *,
+    lengths: Array | None = None,
     linear: Callable[..., Array] = plain_linear,
     unembed: Callable[..., Array] = unembed,
 ) -> tuple[Array, KVCache]:
@@ -448,9 +490,10 @@ def extend(
 
     Args:
       params: of the model, or `decoding_params` of them.
+      lengths: i32[B], how many of its tokens each row takes; the rest is padding. None: all S.
       linear, unembed: as those of this model, for weights that are kept otherwise.
     Returns:
-      logits f32[B, S, V] after each of the tokens, and the cache with S more tokens a row.
+      logits f32[B, S, V] after each of the tokens, and the cache with the tokens taken.
     """
     if not cfg.causal:
         raise ValueError("causal=false: an encoder reads ahead, so it has no cached decoding")
@@ -484,14 +527,17 @@ def extend(
         k, v = map(tuple, held)
     if cfg.norm_placement == "pre":
         x = _norm(x, params, "final_norm", cfg)
-    return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + tokens.shape[1])
+    taken = tokens.shape[1] if lengths is None else lengths
+    return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + taken)
 
 
 class Trace(NamedTuple):
-    """What `trace` saw: the residual stream after each layer, [N, B, S, D], and attention maps."""
+    """What `trace` saw: the residual stream after each layer, [N, B, S, D], attention maps, and
+    what each head gave to `wo`."""
 
     residual: Array
     attention: Array  # f32[N, B, H, S, S]
+    heads: Array  # [N, B, S, H, Dh]
 
 
 def trace(params: Params, tokens: Array, cfg: TransformerConfig) -> Trace:
@@ -502,7 +548,7 @@ def trace(params: Params, tokens: Array, cfg: TransformerConfig) -> Trace:
 def trace_layers(
     params: Params, x: Array, cfg: TransformerConfig, *, segment_ids: Array | None = None
 ) -> Trace:
-    """Runs the same block and keeps each layer's residual stream and attention map.
+    """Runs the same block and keeps what each layer and head did.
 
     Arguments as of `run_layers`.
     """
@@ -512,11 +558,12 @@ def trace_layers(
     kinds |= {"q_segments": segment_ids, "kv_segments": segment_ids}
 
     def watched(q, k, v):
-        return plain_attend(q, k, v, **kinds), attention_weights(q, k, **kinds)
+        out = plain_attend(q, k, v, **kinds)
+        return out, (attention_weights(q, k, **kinds), out)
 
     def run_block(x, w, _):
-        x, maps = block(x, w, cfg, angles=angles, attend=watched)
-        return x, (x, maps)
+        x, of_heads = block(x, w, cfg, angles=angles, attend=watched)
+        return x, (x, *of_heads)
 
     _, seen = _scan_blocks(x, params, cfg, run_block, None)
     return Trace(*seen)
@@ -535,4 +582,5 @@ def build(cfg: TransformerConfig, **options: Any) -> LanguageModel:
         init_cache=functools.partial(init_cache, cfg),
         extend=functools.partial(extend, cfg=cfg),
         decoding_params=functools.partial(decoding_params, cfg=cfg),
+        take_back=take_back,
     )
