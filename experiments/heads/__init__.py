@@ -40,7 +40,7 @@ class Config:
     scale: Literal["small", "default", "full"] = "default"
     num_heads: tuple[int, ...] = (1, 2, 4, 8, 16)
     drawn_heads: int = 4
-    drawn_tokens: int = 24
+    drawn_tokens: int = 16
     num_seeds: int = 5
     num_layers: int = 2
     d_model: int = 64
@@ -74,7 +74,6 @@ class Config:
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "num_heads": (1, 4, 8),
-        "num_seeds": 3,
         "d_model": 32,
         "context_length": 32,
         "num_steps": 300,
@@ -106,6 +105,8 @@ NOTES = [
     "A head's mean is over 32 windows of the training text. It goes into the bias of the output "
     "projection, so a pruned model is the same program with other weights.",
     "All numbers of heads train at one peak rate.",
+    "At scale=small a first run over 3 seeds left seven of nine verdicts open; since then it has 5 "
+    "seeds, with the same claims and thresholds.",
 ]
 
 
@@ -254,6 +255,9 @@ def _heads(number: int) -> str:
     return "one" if number == 1 else f"{number}"
 
 
+_VISIBLE = {" ": "\N{MIDDLE DOT}", "\n": "\N{PILCROW SIGN}"}
+
+
 def plot(results: Results) -> list[Figure]:
     return [
         _loss_figure(results),
@@ -313,18 +317,20 @@ def _pattern_figures(results: Results) -> list[Figure]:
                 values[row.fields["query"], row.fields["key"]] = row.value
             costs = f"costs {cost[layer, head]:.2f}"
             maps.append((f"layer {layer + 1}, head {head + 1}: {costs}", values))
-        places = [str(place + 1) for place in range(size)]
+        tokens = results.select("token", num_heads=heads).rows
+        labels = [_VISIBLE.get(c, c) for c in (row.fields["character"] for row in tokens)]
         figures.append(
             heat_maps(
                 maps,
                 name=f"patterns_of_{heads}",
                 title=f"What each head looks at, {_heads(heads)} in each layer",
-                caption=f"Attention of seed 0 on one validation text. Costs are nats a token with "
-                f"the mean in its place; the most on the token before is {previous.max():.2f}.",
-                row_labels=places,
-                column_labels=places,
+                caption="Attention of seed 0 on one validation text, in which a dot is a space. "
+                "Costs are nats a token with the mean in its place; the most on the token before, "
+                f"on average, is {previous.max():.2f}.",
+                row_labels=labels,
+                column_labels=labels,
                 x_label="looks at",
-                y_label="place",
+                y_label="character",
                 value_label="attention",
                 limits=(0.0, 1.0),
                 annotate=False,

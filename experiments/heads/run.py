@@ -57,10 +57,11 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
         rows += score_rows(fields, seed, scores)
         rows += pruning_rows(fields, seed, functools.partial(losses_without, lane, means), model)
         if seed == 0 and cell["drawn"]:
+            shown = seen[0, : cell["drawn"]]
             rows += map_rows(fields, maps[:, 0, :, : cell["drawn"], : cell["drawn"]])
             rows += [
-                Row({**fields, "query": q}, 0, None, "token", float(id), "id")
-                for q, id in enumerate(seen[0, : cell["drawn"]])
+                Row({**fields, "query": q, "character": c}, 0, None, "token", float(id), "id")
+                for q, (id, c) in enumerate(zip(shown, text.tokenizer.decode(shown), strict=True))
             ]
     return rows
 

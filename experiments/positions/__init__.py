@@ -250,7 +250,7 @@ def _place_figure(results: Results) -> Figure:
         "Dashed: the same weights, with attention to no more tokens than in training.",
         x_label="place, in training lengths",
         y_label="nats a token",
-        y_limits=(lowest - 0.05, unigram + 0.1),
+        y_limits=(lowest - 0.1, unigram + 0.1),
         x_ticks=list(range(cfg["times"] + 1)),
         references=[("unigram", unigram)],
         wide=True,
