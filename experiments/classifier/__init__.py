@@ -78,8 +78,8 @@ class Config:
     def __post_init__(self):
         check_not_empty(self)
         check_positive(self)
-        if len(self.counts) != 3 or min(self.counts) < 1:
-            raise ValueError(f"counts={self.counts}: expected three, each at least 1")
+        if len(self.counts) != 3:
+            raise ValueError(f"counts={self.counts}: expected three")
         if self.num_layers % 2:
             raise ValueError(f"num_layers={self.num_layers} must be even, to be halved")
         if not 0 <= self.soft_share <= 1:
