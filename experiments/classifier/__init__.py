@@ -77,15 +77,13 @@ class Config:
 
     def __post_init__(self):
         check_not_empty(self)
-        check_positive(self)
+        check_positive(self, may_be_zero=("dropout", "soft_share"))
         if len(self.counts) != 3:
             raise ValueError(f"counts={self.counts}: expected three")
         if self.num_layers % 2:
             raise ValueError(f"num_layers={self.num_layers} must be even, to be halved")
-        if not 0 <= self.soft_share <= 1:
+        if self.soft_share > 1:
             raise ValueError(f"soft_share={self.soft_share} must be in [0, 1]")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
         check_multiple(self, "d_model", "num_heads")
 
 
