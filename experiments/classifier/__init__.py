@@ -66,7 +66,7 @@ class Config:
     pretraining_steps: int = 1200
     pretraining_lr: float = 4e-3
     num_steps: int = 600
-    peak_lr: float = 2e-3
+    peak_lr: float = 3e-3
     temperature: float = 2.0
     soft_share: float = 0.7
     bag_words: int = 1024
@@ -93,7 +93,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "num_test": 2,
         "num_layers": 2,
         "pretraining_steps": 600,
-        "num_steps": 300,
+        "num_steps": 400,
     },
     "full": {
         "num_test": 16,
