@@ -30,5 +30,6 @@ STUDIES = {
     "classifier": "what class weights, pretraining and a teacher do for a small classifier",
     "heads": "what many attention heads buy at equal width, and what it costs to lose one",
     "positions": "what each kind of position buys, and how far beyond its training it goes",
+    "digits": "how many images a transformer over patches needs, beside a convolution",
     "grad_norm_depth": "how gradients fare in deep transformers, by residuals, norms and scales",
 }
