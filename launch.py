@@ -105,6 +105,8 @@ _FLAGS = [
     flags.DEFINE_integer(
         "draft_tokens", 4, "draft: so many at a time.", lower_bound=1, upper_bound=64
     ),
+    flags.DEFINE_string("regex", None, "sample: only texts that match this from end to end."),
+    flags.DEFINE_string("json_schema", None, "sample: only JSON that this file's schema accepts."),
     flags.DEFINE_integer(
         "seed",
         0,
