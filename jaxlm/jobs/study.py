@@ -131,7 +131,7 @@ def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> i
                 if record is None:
                     print(f"{label}  kept", flush=True)
                     continue
-                timings.append({"cell": place, **record})
+                timings.append({"cell": place, "what": describe(cell, cells), **record})
                 print(f"{label}  {record['seconds']:.1f} s", flush=True)
                 if stopped():
                     print(f"stopped   by {stopped().name}; finished cells are kept, go on with:")

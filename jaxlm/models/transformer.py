@@ -51,6 +51,7 @@ class TransformerConfig(ModelConfig):
     positions: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
     rope_layout: Literal["interleaved", "half"] = "interleaved"
     rope_theta: float = 10_000.0
+    rope_scaling: tuple[float, ...] | None = None  # Llama 3's four numbers, see nn.rope
     causal: bool = True  # False: an encoder
     window: int | None = None  # sliding window, in positions, the query's own included
     qk_norm: bool = False
@@ -93,6 +94,16 @@ class TransformerConfig(ModelConfig):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value} must be positive")
+        if self.rope_scaling is not None and (
+            self.positions != "rope"
+            or len(self.rope_scaling) != 4
+            or min(self.rope_scaling) <= 0
+            or self.rope_scaling[1] >= self.rope_scaling[2]
+        ):
+            raise ValueError(
+                f"rope_scaling={self.rope_scaling} must be factor, low, high and length, above 0, "
+                "low below high, with positions=rope"
+            )
         self.check_dropout()
 
     @property
@@ -332,7 +343,7 @@ def embed(
 def _angles(positions, cfg):
     if cfg.positions != "rope":
         return None
-    return rope_angles(positions, cfg.sizes.Dh, cfg.rope_theta)
+    return rope_angles(positions, cfg.sizes.Dh, cfg.rope_theta, cfg.rope_scaling)
 
 
 def _scan_blocks(x, params, cfg, run_block, per_layer, unroll=None):
