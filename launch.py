@@ -4,6 +4,7 @@
   python launch.py --config.data.path=FILE                train on your own text
   python launch.py --job=sample --workdir=runs/a --prompt="ROMEO:"
   python launch.py --job=chat --workdir=runs/a --system="Be brief."
+  python launch.py --job=explain --workdir=runs/a --prompt="To be, or not to be"
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=tokenizer --config.tokenizer.vocab_size=8192 --config.data.path=FILE
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
@@ -64,9 +65,9 @@ _FLAGS = [
     flags.DEFINE_bool("array", False, "launcher: each run of a sweep in a job of its own."),
     flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
     flags.DEFINE_string("source", None, "import: a Hugging Face or PEFT folder, or a GGUF file."),
-    flags.DEFINE_string("target", None, "export: the folder to make."),
+    flags.DEFINE_string("target", None, "export: the folder to make; explain: the page."),
     flags.DEFINE_string("format", "safetensors", "export: safetensors, or peft: adapters alone."),
-    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
+    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from; explain: to look at."),
     flags.DEFINE_string("system", None, "chat: what the model is told first."),
     flags.DEFINE_integer(
         "context",

@@ -15,6 +15,7 @@ JOBS = {
     "inspect": "what is in a run's checkpoint: arrays, shapes, sizes, hashes",
     "sample": "text from a run's model",
     "chat": "a conversation with a run's model, by its own chat template",
+    "explain": "a page on a text: loss by token, attention, what each layer would predict",
     "tokenizer": "train a tokenizer on text, save it, and show what it makes of the text",
     "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
     "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",

@@ -21,7 +21,7 @@ from jaxlm.jobs import Launch
 from jaxlm.jobs.sample import weights_to_read
 from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
 from jaxlm.jobs.sources import usage_of_source
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.tokenizers import Tokenizer
 from jaxlm.tokenizers.chat import (
     ASSISTANT,
@@ -74,10 +74,11 @@ def main(launch: Launch) -> int:
 def context_of(run: TrainedRun, usage: dict[str, Any], given: int | None) -> int:
     """Tokens that the model can look back on: --context, else what it was made for."""
     cfg = run.cfg.model
-    if cfg.positions == "learned" and given is not None and given > cfg.context_length:
-        raise ConfigError(f"--context={given}: the model has {cfg.context_length} positions")
+    room = cfg.max_positions
+    if room is not None and given is not None and given > room:
+        raise ConfigError(f"--context={given}: the model has {room} positions")
     made_for = cfg.context_length
-    if cfg.positions != "learned":  # a run may train on shorter rows than its base
+    if room is None:  # a run may train on shorter rows than its base
         made_for = max(made_for, usage.get("model_max_length", 0))
     return given or made_for
 
@@ -96,10 +97,10 @@ class Chat:
         system: str | None,
     ):
         cfg = run.cfg.model
-        if cfg.positions != "learned":
+        if cfg.max_positions is None:
             cfg = dataclasses.replace(cfg, context_length=context)
-        model = transformer.build(cfg)
-        self.streamer = Streamer(model, weights_to_read(model, run.params))
+        model = kinds.build(cfg)
+        self.streamer = Streamer(model, weights_to_read(model, run.settled))
         self.tokenizer, self.format = run.tokenizer, format
         self.context, self.sampling, self.num_tokens = context, sampling, num_tokens
         self.key = jax.random.key(seed)

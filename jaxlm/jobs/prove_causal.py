@@ -50,7 +50,7 @@ def main(launch: Launch) -> int:
         "lower it",
     )
     with_ids = dataclasses.replace(m, vocab_size=m.context_length + flow.NUM_FREE_IDS)
-    check_memory(cfg, transformer.param_specs(with_ids))
+    check_memory(cfg, kinds.param_specs(with_ids))
     apart = "kept apart" if cfg.data.mask_documents else "read across"
     print(
         f"config    {name}: {m.summary}, window {getattr(m, 'window', None) or 'none'}, documents "
