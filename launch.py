@@ -3,6 +3,8 @@
   python launch.py                                        train on the bundled plays
   python launch.py --config.data.path=FILE                train on your own text
   python launch.py --job=sample --workdir=runs/a --prompt="ROMEO:"
+  python launch.py --job=chat --workdir=runs/a --system="Be brief."
+  python launch.py --job=explain --workdir=runs/a --prompt="To be, or not to be"
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=tokenizer --config.tokenizer.vocab_size=8192 --config.data.path=FILE
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
@@ -39,7 +41,9 @@ _FLAGS = [
     flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
     flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
-    flags.DEFINE_string("checkpoint", "newest", "evaluate, export, sample, inspect: newest, best."),
+    flags.DEFINE_string(
+        "checkpoint", "newest", "evaluate, export, sample, chat, inspect: newest, best."
+    ),
     flags.DEFINE_string("topology", "local", "compile: for what; local, or a slice as v5e:4x4."),
     flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
@@ -61,11 +65,22 @@ _FLAGS = [
     flags.DEFINE_bool("array", False, "launcher: each run of a sweep in a job of its own."),
     flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
     flags.DEFINE_string("source", None, "import: a Hugging Face or PEFT folder, or a GGUF file."),
-    flags.DEFINE_string("target", None, "export: the folder to make."),
+    flags.DEFINE_string("target", None, "export: the folder to make; explain: the page."),
     flags.DEFINE_string("format", "safetensors", "export: safetensors, or peft: adapters alone."),
-    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
+    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from; explain: to look at."),
+    flags.DEFINE_string("system", None, "chat: what the model is told first."),
     flags.DEFINE_integer(
-        "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20
+        "context",
+        None,
+        "chat: tokens the model looks back on; by default all it can.",
+        lower_bound=4,
+    ),
+    flags.DEFINE_integer(
+        "num_tokens",
+        300,
+        "sample: how many tokens to write; chat: at most.",
+        lower_bound=1,
+        upper_bound=2**20,
     ),
     flags.DEFINE_integer(
         "num_samples", 1, "sample: how many texts.", lower_bound=1, upper_bound=2**12
@@ -76,6 +91,22 @@ _FLAGS = [
     flags.DEFINE_integer("top_k", None, "sample: only the k likeliest tokens.", lower_bound=1),
     flags.DEFINE_float("top_p", None, "sample: only the likeliest with this joint probability."),
     flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
+    flags.DEFINE_float("repetition_penalty", None, "sample: above 1 shuns what the text holds."),
+    flags.DEFINE_list("logit_bias", [], "sample: ID:BIAS,..., added to logits; -inf forbids."),
+    flags.DEFINE_string("stop", None, "sample: the token that ends a text; none for no end."),
+    flags.DEFINE_integer(
+        "beam_width", None, "sample: search for the likeliest text, this wide.", lower_bound=1
+    ),
+    flags.DEFINE_float("length_penalty", 1.0, "beam: score = log-probability / length^this."),
+    flags.DEFINE_string("draft", None, "sample: a run or files whose model proposes tokens."),
+    flags.DEFINE_integer(
+        "draft_layers", None, "sample: the model's own first layers propose.", lower_bound=1
+    ),
+    flags.DEFINE_integer(
+        "draft_tokens", 4, "draft: so many at a time.", lower_bound=1, upper_bound=64
+    ),
+    flags.DEFINE_string("regex", None, "sample: only texts that match this from end to end."),
+    flags.DEFINE_string("json_schema", None, "sample: only JSON that this file's schema accepts."),
     flags.DEFINE_integer(
         "seed",
         0,

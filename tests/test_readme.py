@@ -98,13 +98,14 @@ def test_modules_and_files_it_names_are_there():
 
 @pytest.mark.parametrize("job", jobs.JOBS)
 def test_a_job_reads_the_flags_that_the_table_says(job):
-    """No more and no fewer; `--job=train` reads those of its processes in another file."""
+    """No more and no fewer."""
     module = jobs.MODULES.get(job, job)
     source = (ROOT / f"jaxlm/jobs/{module}.py").read_text(encoding="utf-8")
-    if job == "train":
-        source += (ROOT / "jaxlm/jobs/processes.py").read_text(encoding="utf-8")
+    beside = {"train": ["processes"], "sample": ["sample_flags"]}
+    for name in beside.get(job, []):
+        source += (ROOT / f"jaxlm/jobs/{name}.py").read_text(encoding="utf-8")
     for name, readers in jobs.READ_BY.items():
         if re.search(rf"flags\.{name}\b|flags, \"{name}\"", source):
             assert job in readers, f"--{name}"
         elif job in readers:
-            assert f'"{name}"' in source, f"--{name}"
+            assert re.search(rf"flags\.{name}\b|\"{name}\"", source), f"--{name}"

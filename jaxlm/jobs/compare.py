@@ -12,7 +12,7 @@ from jaxlm.io import checkpoints, metric_log, workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.recorder import METRICS_FILE, SUMMARY_FILE, TIMINGS_FILE
 from jaxlm.jobs.setup import TOKENIZER_FILE, check_choice
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.reports.compare import ComparedRun, comparison_page, show
 from jaxlm.train.config import RunConfig
 from jaxlm.train.program import trained_specs
@@ -102,7 +102,7 @@ def read_run(folder: pathlib.Path, name: str) -> ComparedRun:
         ),
         "val_perplexity": last.get("perplexity"),
         "val_bits_per_byte": last.get("bits_per_byte"),
-        "num_params": count_params(trained_specs(cfg, transformer.param_specs(cfg.model))),
+        "num_params": count_params(trained_specs(cfg, kinds.param_specs(cfg.model))),
         "tokens_seen": step * tokens_a_step,
         "tokens_per_s": summary.get("tokens_per_s", statistics.median(speeds) if speeds else None),
         "seconds": summary.get("seconds"),

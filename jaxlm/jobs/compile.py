@@ -28,7 +28,7 @@ from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config
 from jaxlm.jobs.setup import backends_of, layout_of
 from jaxlm.jobs.train import flops_per_token
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.reports.tables import print_table
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import Layout, weight_of
@@ -50,7 +50,7 @@ def main(launch: Launch) -> int:
     cfg = with_some_vocabulary(cfg)
     if cfg.train.parallel == "pmap":
         raise ConfigError(f"{FLAG}train.parallel=pmap: only jit is compiled ahead")
-    model = transformer.build(cfg.model)
+    model = kinds.build(cfg.model)
     layout = layout_of(cfg, model.specs, devices)
     backends = backends_of(cfg, layout, devices[0].platform)
     token_bytes = np.ones(cfg.model.vocab_size, np.int32)
@@ -58,7 +58,7 @@ def main(launch: Launch) -> int:
     print(f"config    {name}: {params_lib.count_params(model.specs):,} parameters")
     kind = devices[0].device_kind
     print(f"devices   {layout.mesh.size} of {len(devices)} {kind}: {layout.description}")
-    print(f"attention {backends.attention.name}: {backends.attention.why}", flush=True)
+    print(f"attention {backends}", flush=True)
     print()
     show_state(program)
     print()
@@ -222,7 +222,7 @@ def show_bound(
 
     sent: None where it is not known; it then counts for nothing.
     """
-    model = transformer.build(cfg.model)
+    model = kinds.build(cfg.model)
     tokens = cfg.data.batch_size * cfg.model.context_length
     cost = flops_per_token(cfg, model)
     print(
@@ -264,15 +264,15 @@ def work_of_device(
     sent: dict[str, Collective],
 ) -> roofline.Work:
     """Our own count for a step: XLA's counts the body of a loop once and a kernel not at all."""
-    again = cfg.model.remat == "full"
+    again, model = cfg.model.remat == "full", kinds.build(cfg.model)
     parts = {
         axis: layout.mesh.shape["tensor"]
         for axis, mesh_axes in layout.tables.weights.items()
         if "tensor" in mesh_axes
     }
     products = roofline.product_bytes(
-        transformer.param_specs(cfg.model),
-        cfg.model.tied_head,
+        model.specs,
+        "embed" in model.head,
         tokens=cfg.data.batch_size * cfg.model.context_length // layout.num_rows,
         width=jnp.dtype(cfg.model.dtype).itemsize,
         products=4 if again else 3,

@@ -35,7 +35,7 @@ from jaxlm.jobs.setup import (
 from jaxlm.jobs.signals import stop_requests
 from jaxlm.jobs.sources import open_base, tokenizer_of_source
 from jaxlm.jobs.train import check_source
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.sweep_report import (
     FinishedPoint,
@@ -84,7 +84,7 @@ def main(launch: Launch) -> int:
     groups = group_by_structure(configs)
     bases = open_bases(groups)
     for group in groups:  # refuses what cannot be trained before a folder is made
-        check_memory(group.cfg, trained_specs(group.cfg, transformer.param_specs(group.cfg.model)))
+        check_memory(group.cfg, trained_specs(group.cfg, kinds.param_specs(group.cfg.model)))
         backends_of(group.cfg)
         for place in group.members:
             hyper_values(configs[place], group.traced)
@@ -197,7 +197,7 @@ def open_bases(groups: Sequence[Group]) -> list[Any]:
     return [
         None
         if group.cfg.train.init_from is None
-        else open_base(group.cfg, transformer.build(group.cfg.model)).params
+        else open_base(group.cfg, kinds.build(group.cfg.model)).params
         for group in groups
     ]
 

@@ -45,7 +45,7 @@ from jaxlm.jobs.setup import (
     with_vocabulary,
 )
 from jaxlm.jobs.sources import USAGE_FILE, open_base, tokenizer_of_source, usage_of_source
-from jaxlm.models import lora, transformer
+from jaxlm.models import kinds, lora
 from jaxlm.models.api import LanguageModel
 from jaxlm.models.lora import LoraConfig
 from jaxlm.optim.schedules import schedule_table
@@ -82,9 +82,9 @@ def main(launch: Launch) -> int:
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
     hypers = hyper_values(cfg)
     sample_request(cfg, data)
-    layout = layout_of(cfg, transformer.param_specs(cfg.model))
+    layout = layout_of(cfg, kinds.param_specs(cfg.model))
     backends = backends_of(cfg, layout)
-    model = transformer.build(cfg.model, **backends.options, **layout.functions)
+    model = kinds.build(cfg.model, **backends.options, **layout.functions)
     check_memory(cfg, trained_specs(cfg, model.specs), layout.mesh.size)
     base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
     if jax.process_count() > 1 and (folder is None or cfg.train.parallel == "pmap"):
@@ -114,7 +114,7 @@ def main(launch: Launch) -> int:
         for change in changes:
             print(f"changed   {change}")
         describe(cfg, data, model, hypers)
-        print(f"attention {backends.attention.name}: {backends.attention.why}")
+        print(f"attention {backends}")
         if jax.device_count() > 1:
             print(f"devices   {layout.mesh.size} of {jax.device_count()}: {layout.description}")
         try:
@@ -189,12 +189,8 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
         f"{train.num_tokens:,} tokens to train, {data.validation.num_tokens:,} to validate; "
         f"{tokenizer.vocab_size} {tokenizer.kind}"
     )
-    m, sizes = cfg.model, cfg.model.sizes
     epochs = cfg.train.num_steps * cfg.data.batch_size / windows
-    print(
-        f"model     {params_lib.count_params(model.specs):,} parameters: {sizes.N} layers, width "
-        f"{sizes.D}, {sizes.H} heads, context {m.context_length}, {m.activation}, {m.positions}"
-    )
+    print(f"model     {params_lib.count_params(model.specs):,} parameters: {cfg.model.summary}")
     if cfg.lora.rank is not None:
         num_trained = params_lib.count_params(trained_specs(cfg, model.specs))
         print(
@@ -205,8 +201,8 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
     cost = flops_per_token(cfg, model)
     print(
         f"cost      {cost.full / 1e6:.2f} MFLOP a token ({cost.causal / 1e6:.2f} with causal "
-        f"attention); {cfg.train.num_steps:,} steps of {cfg.data.batch_size} x {m.context_length} "
-        f"tokens are {epochs:.2f} epochs"
+        f"attention); {cfg.train.num_steps:,} steps of {cfg.data.batch_size} x "
+        f"{cfg.model.context_length} tokens are {epochs:.2f} epochs"
     )
     table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=8)
     steps = "  ".join(f"{n + 1}: {rate:.2e}" for n, rate in table)
@@ -219,9 +215,9 @@ def flops_per_token(cfg: RunConfig, model: LanguageModel) -> flops.TrainFlops:
     With adapters, a matrix that has none takes no gradient: its third product, 2 FLOPs a
     parameter, is not counted. Nor is merging, which a step does once for all its tokens.
     """
-    sizes = cfg.model.sizes
-    matmul = flops.matmul_params(model.specs, cfg.model.tied_head)
-    cost = flops.train_flops_per_token(matmul, sizes.N, cfg.model.context_length, sizes.H, sizes.Dh)
+    N, H, Dh = cfg.model.attention
+    matmul = flops.matmul_params(model.specs, "embed" in model.head)
+    cost = flops.train_flops_per_token(matmul, N, cfg.model.context_length, H, Dh)
     if cfg.lora.rank is None:
         return cost
     targets = lora.target_specs(model.specs, cfg.lora.targets)
@@ -244,7 +240,7 @@ def _train(
 ) -> int:
     options = backends.options
     if cfg.train.parallel == "pmap":  # in which nothing is split any more
-        options = {**options, "attend": backends.attention.attend}
+        options = backends.on_one_device
     program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
 
     def begin(found, base=None):
@@ -354,8 +350,7 @@ def examine_bad_step(
     if jax.process_count() > 1:
         recorder.note("          not looked into: of several processes none can run it op by op")
         return
-    options = {**backends.options, "attend": backends.attention.attend}
-    step = make_program(cfg, data.tokenizer.token_bytes, **options).step
+    step = make_program(cfg, data.tokenizer.token_bytes, **backends.on_one_device).step
     number = batch_number(bad.step - 1, recorder.passed_over)
     for line in bad_steps.examine(cfg, folder, data, step, replay(bad.step - 1), bad, number):
         recorder.note(f"          {line}")

@@ -6,6 +6,7 @@ from typing import Literal
 from jaxlm.core.config import check_numbers
 from jaxlm.data.config import DataConfig
 from jaxlm.models import backends
+from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.objectives.next_token import LossConfig
@@ -127,7 +128,7 @@ FREE_ON_RESUME = frozenset(f"mesh.{f.name}" for f in dataclasses.fields(MeshConf
 class RunConfig:
     """Everything a run is a function of, but for the text itself."""
 
-    model: TransformerConfig = TransformerConfig()
+    model: AnyModelConfig = TransformerConfig()
     lora: LoraConfig = LoraConfig()  # adapters on the weights of train.init_from
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
@@ -154,3 +155,21 @@ class RunConfig:
             )
         if not self.model.causal:
             raise ValueError("model.causal=false: next-token training needs a causal model")
+        if self.model.carries is not None:
+            self._check_carried(self.model.carries)
+
+    def _check_carried(self, what: str) -> None:
+        if self.train.num_microbatches > 1:
+            raise ValueError(
+                f"train.num_microbatches={self.train.num_microbatches}: the model hands its {what} "
+                "on from batch to batch, so a batch cannot be cut in parts; set it to 1"
+            )
+        if self.train.parallel == "pmap":
+            raise ValueError(
+                f"train.parallel=pmap: each device would have its own {what}; set it to jit"
+            )
+        if what == "recurrent state" and self.data.order != "contiguous":
+            raise ValueError(
+                "model.carry_state=true: the rows of a batch must go on from those of the one "
+                "before; set data.order=contiguous"
+            )
