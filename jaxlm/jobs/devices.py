@@ -1,10 +1,13 @@
-"""How a job divides the machine's processor."""
+"""How a job divides the machine's processor, and what memory the devices have."""
 
 import os
+from typing import Any
 
 import jax
 
+from jaxlm.analysis import roofline
 from jaxlm.core.config import ConfigError
+from jaxlm.io import host_memory
 from jaxlm.jobs.long_texts import num_cores
 
 
@@ -39,3 +42,21 @@ def force_cpu_devices(number: int) -> None:
             f"{number} devices of the CPU are needed, there are {jax.device_count()}: leave "
             "xla_force_host_platform_device_count out of XLA_FLAGS"
         )
+
+
+def memory_of(devices: Any) -> int | None:
+    """Bytes that a program may take on each of these devices; None where it is not known.
+
+    Of a kind of chip in the table what it has; of others what their runtime says is free; on a CPU
+    what the host has free, in equal parts.
+    """
+    first = devices[0]
+    if chip := roofline.chip_of(first.device_kind):
+        return chip.memory_bytes
+    if first.platform == "cpu":
+        free = host_memory.free_bytes()
+        mine = sum(device.process_index == first.process_index for device in devices)
+        return None if free is None else free // mine
+    stats = first.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return None if limit is None else limit - stats.get("bytes_in_use", 0)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.analysis import flops
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import batch_at, num_windows
@@ -44,12 +43,13 @@ from jaxlm.jobs.setup import (
     with_vocabulary,
 )
 from jaxlm.jobs.sources import USAGE_FILE, open_base, tokenizer_of_source, usage_of_source
-from jaxlm.models import lora, transformer
+from jaxlm.models import transformer
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
+from jaxlm.train.estimates import flops_per_token
 from jaxlm.train.layouts import Layout
 from jaxlm.train.loop import run_loop
 from jaxlm.train.passed_over import Ranges, batch_number, num_passed, pass_over
@@ -197,7 +197,7 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
             f"rank {cfg.lora.rank} on {', '.join(cfg.lora.targets)}, alpha {cfg.lora.alpha:g}, "
             f"{cfg.lora.scaling}; the {params_lib.count_params(model.specs):,} above are frozen"
         )
-    cost = flops_per_token(cfg, model)
+    cost = flops_per_token(cfg)
     print(
         f"cost      {cost.full / 1e6:.2f} MFLOP a token ({cost.causal / 1e6:.2f} with causal "
         f"attention); {cfg.train.num_steps:,} steps of {cfg.data.batch_size} x {m.context_length} "
@@ -206,22 +206,6 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
     table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=8)
     steps = "  ".join(f"{n + 1}: {rate:.2e}" for n, rate in table)
     print(f"optimizer {cfg.optim.name}, {cfg.optim.schedule}; learning rate by step: {steps}")
-
-
-def flops_per_token(cfg: RunConfig, model: LanguageModel) -> flops.TrainFlops:
-    """Training FLOPs a token by both conventions.
-
-    With adapters, a matrix that has none takes no gradient: its third product, 2 FLOPs a
-    parameter, is not counted. Nor is merging, which a step does once for all its tokens.
-    """
-    sizes = cfg.model.sizes
-    matmul = flops.matmul_params(model.specs, cfg.model.tied_head)
-    cost = flops.train_flops_per_token(matmul, sizes.N, cfg.model.context_length, sizes.H, sizes.Dh)
-    if cfg.lora.rank is None:
-        return cost
-    targets = lora.target_specs(model.specs, cfg.lora.targets)
-    left_out = 2 * (matmul - params_lib.count_params(targets))
-    return flops.TrainFlops(full=cost.full - left_out, causal=cost.causal - left_out)
 
 
 def _train(
@@ -319,9 +303,7 @@ def _train(
             print(f"stopped   by {recorder.signal.name}; the run is saved, go on with:")
             print(f"          python launch.py --workdir={folder}")
             return 128 + recorder.signal
-    summary = recorder.write_summary(
-        params_lib.count_params(program.specs), flops_per_token(cfg, model)
-    )
+    summary = recorder.write_summary(params_lib.count_params(program.specs), flops_per_token(cfg))
     print(f"result    {result_line(summary)}")
     if not processes.is_writer():
         return 0
