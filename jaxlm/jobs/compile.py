@@ -69,7 +69,7 @@ def main(launch: Launch) -> int:
         raise ConfigError(f"{FLAG}train.parallel=pmap: only jit is compiled ahead")
     specs = transformer.param_specs(cfg.model)
     layout = layout_of(cfg, specs, devices)
-    limit = memory_of(list(layout.mesh.devices.flat))
+    limit = memory_of(layout)
     attention = backends_of(cfg, layout, platform_of(layout)).attention
     print(f"config    {name}: {params_lib.count_params(specs):,} parameters")
     kind = devices[0].device_kind

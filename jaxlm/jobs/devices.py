@@ -1,7 +1,6 @@
 """How a job divides the machine's processor, and what memory the devices have."""
 
 import os
-from typing import Any
 
 import jax
 
@@ -9,6 +8,7 @@ from jaxlm.analysis import roofline
 from jaxlm.core.config import ConfigError
 from jaxlm.io import host_memory
 from jaxlm.jobs.long_texts import num_cores
+from jaxlm.train.layouts import Layout
 
 
 def one_cpu_device_per_core() -> None:
@@ -44,19 +44,22 @@ def force_cpu_devices(number: int) -> None:
         )
 
 
-def memory_of(devices: Any) -> int | None:
-    """Bytes that a program may take on each of these devices; None where it is not known.
+def memory_of(layout: Layout) -> int | None:
+    """Bytes that a program may take on each device of a layout; None where it is not known.
 
-    Of a kind of chip in the table what it has; of others what their runtime says is free; on a CPU
-    what the host has free, in equal parts.
+    On a CPU what the host has free, in equal parts; of accelerators what their runtime says is
+    free, and of chips that are not here what such have.
     """
-    first = devices[0]
-    if chip := roofline.chip_of(first.device_kind):
-        return chip.memory_bytes
-    if first.platform == "cpu":
+    devices = list(layout.mesh.devices.flat)
+    mine = [d for d in devices if d.process_index == jax.process_index()] or devices
+    if mine[0].platform == "cpu":
         free = host_memory.free_bytes()
-        mine = sum(device.process_index == first.process_index for device in devices)
-        return None if free is None else free // mine
-    stats = first.memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    return None if limit is None else limit - stats.get("bytes_in_use", 0)
+        return None if free is None else free // len(mine)
+    try:
+        stats = mine[0].memory_stats() or {}
+    except jax.errors.JaxRuntimeError:
+        stats = {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    chip = roofline.chip_of(mine[0].device_kind)
+    return chip and chip.memory_bytes

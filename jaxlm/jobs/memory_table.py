@@ -16,7 +16,7 @@ from jaxlm.train.estimates import Held, device_bytes
 from jaxlm.train.layouts import weight_of
 from jaxlm.train.state import TrainState
 
-SURELY_LESS = 0.9  # of what was too much: our count may be off by as much
+SURELY_LESS = 0.9  # than what is there, and than what was too much: our count may be off
 
 
 def show_state(state: TrainState) -> None:
@@ -78,21 +78,21 @@ def show_compiled(sizes: Any, limit: int | None) -> bool:
 
 
 def show_nearest(
-    cfg: RunConfig, devices: Sequence[Any], limit: int, attention: Choice, less_than: int
-) -> None:
-    """Prints what to change so that a step fits, by our count.
+    cfg: RunConfig, devices: Sequence[Any], limit: int | None, attention: Choice, less_than: int
+) -> list[str]:
+    """Prints what to change so that a step fits, by our count, and returns the flags.
 
-    less_than: bytes that the config itself was counted to hold, and which were too many.
+    limit: bytes of a device; None where that is not known. less_than: what the config itself was
+    counted to hold, and was too much.
     """
-    found = plan.candidates(cfg, devices, attention)
-    best = plan.nearest(cfg, found, min(limit, SURELY_LESS * less_than))
+    most = SURELY_LESS * (less_than if limit is None else min(limit, less_than))
+    best = plan.nearest(cfg, plan.candidates(cfg, devices, attention), most)
     if best is None:
-        print(f"nothing nearer fits: {plan.NOTHING_FITS}")
-        return
-    print(
-        f"would fit with {' '.join(plan.changes(cfg, best.cfg))}: "
-        f"{mib(best.held.total):,.0f} MiB by our count"
-    )
+        print(f"nothing near it fits: {plan.NOTHING_FITS}")
+        return []
+    flags = plan.changes(cfg, best.cfg)
+    print(f"would fit with {' '.join(flags)}: {mib(best.held.total):,.0f} MiB by our count")
+    return flags
 
 
 def compiled_bytes(sizes: Any) -> int:

@@ -16,8 +16,9 @@ from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import batch_at, num_windows
 from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
-from jaxlm.jobs import Launch, bad_steps, processes
+from jaxlm.jobs import Launch, bad_steps, preflight, processes
 from jaxlm.jobs.configs import launch_config
+from jaxlm.jobs.devices import memory_of
 from jaxlm.jobs.profiler import Profiler
 from jaxlm.jobs.recorder import (
     METRICS_FILE,
@@ -53,7 +54,13 @@ from jaxlm.train.estimates import flops_per_token
 from jaxlm.train.layouts import Layout
 from jaxlm.train.loop import run_loop
 from jaxlm.train.passed_over import Ranges, batch_number, num_passed, pass_over
-from jaxlm.train.program import hyper_values, make_program, place_program, trained_specs
+from jaxlm.train.program import (
+    PlacedProgram,
+    hyper_values,
+    make_program,
+    place_program,
+    trained_specs,
+)
 from jaxlm.train.state import TrainState
 
 SCHEDULE_FILE = "schedule.json"
@@ -84,6 +91,11 @@ def main(launch: Launch) -> int:
     backends = backends_of(cfg, layout)
     model = transformer.build(cfg.model, **backends.options, **layout.functions)
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
+    program = program_of(cfg, data, layout, backends, hypers)
+    limit, attention = memory_of(layout), backends.attention
+    done = saved is not None and finished(folder, cfg) is not None
+    if not (done or preflight.has_room(cfg, layout, program, attention, limit)):
+        return 2
     base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
     if jax.process_count() > 1 and (folder is None or cfg.train.parallel == "pmap"):
         what = "--workdir must be given" if folder is None else "train.parallel must be jit"
@@ -112,16 +124,41 @@ def main(launch: Launch) -> int:
         for change in changes:
             print(f"changed   {change}")
         describe(cfg, data, model, hypers)
-        print(f"attention {backends.attention.name}: {backends.attention.why}")
+        print(f"attention {attention.name}: {attention.why}")
         if jax.device_count() > 1:
             print(f"devices   {layout.mesh.size} of {jax.device_count()}: {layout.description}")
         try:
             return _train(
-                cfg, folder, own, data, model, backends, layout, hypers, base, found, started
+                cfg,
+                folder,
+                own,
+                data,
+                model,
+                backends,
+                layout,
+                program,
+                hypers,
+                base,
+                found,
+                started,
             )
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
+        except jax.errors.JaxRuntimeError as error:
+            if not preflight.ran_out(error):
+                raise
+            preflight.explain(error, folder, cfg, layout, program, attention, limit)
+            return processes.leave(2)
+
+
+def program_of(
+    cfg: RunConfig, data: Data, layout: Layout, backends: Backends, hypers: dict[str, float]
+) -> PlacedProgram:
+    options = backends.options
+    if cfg.train.parallel == "pmap":  # in which nothing is split any more
+        options = {**options, "attend": backends.attention.attend}
+    return place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
 
 
 def check_source(cfg: RunConfig) -> None:
@@ -216,16 +253,12 @@ def _train(
     model: LanguageModel,
     backends: Backends,
     layout: Layout,
+    program: PlacedProgram,
     hypers: dict[str, float],
     base: TrainedRun | None,
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    options = backends.options
-    if cfg.train.parallel == "pmap":  # in which nothing is split any more
-        options = {**options, "attend": backends.attention.attend}
-    program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
-
     def begin(found, base=None):
         if found is not None:
             path, manifest = found

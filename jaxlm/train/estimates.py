@@ -119,6 +119,14 @@ def held(cfg: RunConfig, layout: Layout, state: TrainState, layer: LayerBytes) -
     )
 
 
+def at_most(cfg: RunConfig, layout: Layout, state: TrainState) -> int:
+    """More than `held` comes to, without the trace of a layer: some tens of arrays of each kind."""
+    sizes, S = cfg.model.sizes, cfg.model.context_length
+    heads = (sizes.H + 2 * sizes.K) * sizes.Dh
+    row = S * (4 * (24 * sizes.D + 12 * heads + 12 * sizes.F) + 24 * sizes.H * S)
+    return held(cfg, layout, state, LayerBytes(row, row)).total
+
+
 def rows_of_device(cfg: RunConfig, layout: Layout) -> int:
     """Rows of the batch that a device works on at a time."""
     return cfg.data.batch_size // cfg.train.num_microbatches // layout.num_rows
