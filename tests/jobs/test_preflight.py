@@ -4,6 +4,7 @@ import pathlib
 import resource
 import shutil
 import subprocess
+import sys
 
 import jax
 import job_runs
@@ -125,19 +126,19 @@ def test_a_run_goes_on_with_what_a_plan_changes(launch, finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_that_ends_in_the_first_step_is_explained(config, tmp_path):
+def test_memory_that_ends_in_the_first_step_is_explained(launch, tmp_path):
     """The process may have 9 GiB of addresses, of which the kernel does not tell beforehand."""
     if (free_bytes() or 0) < 16 * 2**30:
         pytest.skip("needs 16 GiB of free memory")
-    large = ("d_model=512", "context_length=512", "num_heads=4", "num_layers=4")
-    command = [job_runs.LAUNCH, config, f"--workdir={tmp_path}/run"]
-    command += [f"--config.model.{each}" for each in large] + ["--config.data.batch_size=64"]
+    large = {"model.d_model": 512, "model.context_length": 512, "data.batch_size": 64}
     limit = 9 * 2**30
     done = subprocess.run(
-        [job_runs.sys.executable, *map(str, command)],
+        [sys.executable, job_runs.LAUNCH, f"--workdir={tmp_path}/run"]
+        + [f"--config.{path}={value}" for path, value in large.items()],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         capture_output=True,
         text=True,
+        env=launch.env,
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("launch.py: out of memory: RESOURCE_EXHAUSTED: Out of memory all")
