@@ -3,6 +3,8 @@
   python launch.py                                        train on the bundled plays
   python launch.py --config.data.path=FILE                train on your own text
   python launch.py --job=sample --workdir=runs/a --prompt="ROMEO:"
+  python launch.py --job=chat --workdir=runs/a --system="Be brief."
+  python launch.py --job=explain --workdir=runs/a --prompt="To be, or not to be"
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=tokenizer --config.tokenizer.vocab_size=8192 --config.data.path=FILE
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
@@ -19,7 +21,9 @@ name that does not exist is answered with the nearest one. Without --workdir a r
 folder, runs/<config>-NNN. A workdir that holds a run is gone on with.
 """
 
+import os
 import pathlib
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -37,7 +41,9 @@ _FLAGS = [
     flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
     flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
-    flags.DEFINE_string("checkpoint", "newest", "evaluate, export, sample, inspect: newest, best."),
+    flags.DEFINE_string(
+        "checkpoint", "newest", "evaluate, export, sample, chat, inspect: newest, best."
+    ),
     flags.DEFINE_string("topology", "local", "compile: for what; local, or a slice as v5e:4x4."),
     flags.DEFINE_bool("plan", False, "compile: find micro-batch, remat and mesh."),
     flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
@@ -60,17 +66,48 @@ _FLAGS = [
     flags.DEFINE_bool("array", False, "launcher: each run of a sweep in a job of its own."),
     flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
     flags.DEFINE_string("source", None, "import: a Hugging Face or PEFT folder, or a GGUF file."),
-    flags.DEFINE_string("target", None, "export: the folder to make."),
+    flags.DEFINE_string("target", None, "export: the folder to make; explain: the page."),
     flags.DEFINE_string("format", "safetensors", "export: safetensors, or peft: adapters alone."),
-    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
+    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from; explain: to look at."),
+    flags.DEFINE_string("system", None, "chat: what the model is told first."),
     flags.DEFINE_integer(
-        "num_tokens", 300, "sample: how many tokens to write.", lower_bound=1, upper_bound=2**20
+        "context",
+        None,
+        "chat: tokens the model looks back on; by default all it can.",
+        lower_bound=4,
     ),
-    flags.DEFINE_integer("num_samples", 1, "sample: how many texts.", lower_bound=1),
-    flags.DEFINE_float("temperature", 0.8, "sample: 0 takes the likeliest token.", lower_bound=0),
+    flags.DEFINE_integer(
+        "num_tokens",
+        300,
+        "sample: how many tokens to write; chat: at most.",
+        lower_bound=1,
+        upper_bound=2**20,
+    ),
+    flags.DEFINE_integer(
+        "num_samples", 1, "sample: how many texts.", lower_bound=1, upper_bound=2**12
+    ),
+    flags.DEFINE_float(
+        "temperature", 0.8, "sample: 0 takes the likeliest token.", lower_bound=0, upper_bound=1e6
+    ),
     flags.DEFINE_integer("top_k", None, "sample: only the k likeliest tokens.", lower_bound=1),
     flags.DEFINE_float("top_p", None, "sample: only the likeliest with this joint probability."),
     flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
+    flags.DEFINE_float("repetition_penalty", None, "sample: above 1 shuns what the text holds."),
+    flags.DEFINE_list("logit_bias", [], "sample: ID:BIAS,..., added to logits; -inf forbids."),
+    flags.DEFINE_string("stop", None, "sample: the token that ends a text; none for no end."),
+    flags.DEFINE_integer(
+        "beam_width", None, "sample: search for the likeliest text, this wide.", lower_bound=1
+    ),
+    flags.DEFINE_float("length_penalty", 1.0, "beam: score = log-probability / length^this."),
+    flags.DEFINE_string("draft", None, "sample: a run or files whose model proposes tokens."),
+    flags.DEFINE_integer(
+        "draft_layers", None, "sample: the model's own first layers propose.", lower_bound=1
+    ),
+    flags.DEFINE_integer(
+        "draft_tokens", 4, "draft: so many at a time.", lower_bound=1, upper_bound=64
+    ),
+    flags.DEFINE_string("regex", None, "sample: only texts that match this from end to end."),
+    flags.DEFINE_string("json_schema", None, "sample: only JSON that this file's schema accepts."),
     flags.DEFINE_integer(
         "seed",
         0,
@@ -85,8 +122,12 @@ _FLAGS = [
 
 def parse(argv: list[str]) -> dict[str, str]:
     """Reads the flags; returns the overrides {"model.num_layers": "8"} of --config.FIELD=VALUE."""
-    overrides, rest = {}, [argv[0]]
+    overrides, rest, names = {}, [argv[0]], set()
     for arg in argv[1:]:
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{arg!a}: not UTF-8") from None
         if arg.startswith(FLAG):
             path, given, value = arg.removeprefix(FLAG).partition("=")
             if not given:
@@ -95,6 +136,10 @@ def parse(argv: list[str]) -> dict[str, str]:
                 raise ConfigError(f"{FLAG}{path}: given twice")
             overrides[path] = value
         else:
+            name = arg.partition("=")[0]
+            if name.startswith("--") and name in names:
+                raise ConfigError(f"{name}: given twice")
+            names.add(name)
             rest.append(arg)
     try:
         unused = flags.FLAGS(rest)[1:]
@@ -118,14 +163,13 @@ def main(overrides: dict[str, str]) -> int:
         known = ", ".join(jobs.JOBS)
         near = nearest(args.job, list(jobs.JOBS))
         raise ConfigError(f"--job={args.job}: no such job{near} (jobs: {known})")
-    for name in ("config", "workdir", "experiment", "sweep"):
+    for name in ("config", "workdir", "experiment", "sweep", "launcher", "source", "target"):
         if args[name].value == "":
             raise ConfigError(f"--{name}=: expected a value; leave the flag out for the default")
-    if args.coordinator is not None and job_of(args) != "train":
-        raise ConfigError(f"--coordinator={args.coordinator}: only --job=train has processes")
     default = str(ROOT / "configs" / "plays.py")
     launch = jobs.Launch(args.config, overrides, args.workdir, default, args)
     job = job_of(args)
+    jobs.check_flags(args, job)
     if args.launcher is not None and job not in ("train", "study", "sweep"):
         raise ConfigError(f"--launcher={args.launcher}: --job={job} runs at once, without one")
     return jobs.run("submit" if args.launcher is not None else job, launch)
@@ -149,6 +193,14 @@ def guarded(step, *args):
         return step(*args)
     except ConfigError as error:
         print(f"launch.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        if error.filename is None:
+            raise
+        print(f"launch.py: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before or after training, which has a handler of its own
         print("launch.py: interrupted", file=sys.stderr)

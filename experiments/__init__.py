@@ -25,5 +25,9 @@ STUDIES = {
     "warmup": "which learning-rate schedule needs how much warmup, before pre-norm and post-norm",
     "ablations": "which parts of a small decoder its loss depends on",
     "tokenizer": "how large a vocabulary is worth it, trained on which text and which bytes",
+    "accumulation": "what a batch in parts must divide by, and what the mean of means costs",
+    "classifier": "what class weights, pretraining and a teacher do for a small classifier",
+    "heads": "what many attention heads buy at equal width, and what it costs to lose one",
+    "positions": "what each kind of position buys, and how far beyond its training it goes",
     "grad_norm_depth": "how gradients fare in deep transformers, by residuals, norms and scales",
 }

@@ -11,11 +11,16 @@ def check_not_empty(config: Any) -> None:
             raise ValueError(f"{name} must name at least one")
 
 
-def check_positive(config: Any) -> None:
-    """Every whole number is at least 1."""
+def check_positive(config: Any, may_be_zero: tuple[str, ...] = ()) -> None:
+    """Every number is above 0, those in tuples too; in some fields it may be 0."""
     for name, value in _fields(config):
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int | float) or number > 0:
+                continue
+            if number < 0 or name not in may_be_zero:
+                least = "at least 1" if isinstance(number, int) else "above 0"
+                least = "at least 0" if name in may_be_zero else least
+                raise ValueError(f"{name}={value} must be {least}")
 
 
 def check_rising(config: Any, name: str) -> None:

@@ -59,7 +59,7 @@ class Config:
                 raise ValueError(f"{name} must name at least one, and none twice")
         if not set(self.trained_depths) <= set(self.depths):
             raise ValueError(f"trained_depths={self.trained_depths} must be among {self.depths}")
-        check_positive(self)
+        check_positive(self, may_be_zero=("warmups", "measured_steps"))
         if min(self.depths) < 2:
             raise ValueError(f"depths={self.depths}: a slope over layers needs at least 2 of them")
         if self.num_examples < 2:
@@ -76,8 +76,8 @@ class Config:
             raise ValueError(
                 f"measured_steps={self.measured_steps} must be from 1 to num_steps={self.num_steps}"
             )
-        if self.peak_lr <= 0:
-            raise ValueError(f"peak_lr={self.peak_lr} must be positive")
+        if self.adam_b2 >= 1:
+            raise ValueError(f"adam_b2={self.adam_b2} must be below 1")
 
 
 SCALES = {

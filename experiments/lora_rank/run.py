@@ -1,5 +1,6 @@
 """The base, the populations of adapters and full fine-tuning, and merged weights against both."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -16,29 +17,28 @@ import numpy as np
 from experiments import library
 from experiments.language import train_runs
 from experiments.lora_rank import Config, readings
-from experiments.texts import Text, lane_batches, plays
+from experiments.texts import Text, lane_batches, plays, plays_as, standard_library
 from jaxlm.analysis.statistics import early_stop
 from jaxlm.core import trees
 from jaxlm.core.arrays import Params
-from jaxlm.core.config import from_dict, to_dict
+from jaxlm.core.config import FLAG, ConfigError, from_dict, to_dict
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
-from jaxlm.data.batches import Batch, split_from_array
+from jaxlm.data.batches import Batch
 from jaxlm.data.config import DataConfig
+from jaxlm.interop import pretrained
 from jaxlm.models import lora, transformer
 from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.optim.config import OptimConfig
+from jaxlm.tokenizers import Tokenizer
 from jaxlm.train.config import RunConfig, TrainConfig
 from jaxlm.train.population import Trained
-from jaxlm.train.program import Program, group_by_structure, make_program
+from jaxlm.train.program import Program, group_by_structure, hyper_values, make_program
 
 OLD, NEW = 0, 1  # places of the domains in what is evaluated
 VALIDATION_SEED = 0  # of the windows that every evaluation reads
-NUM_SAMPLES = 100  # on which merged weights are compared with base plus adapters
-NUM_CALLS = 200  # of the forward pass, where it is timed
 
-resolve = library.resolve
 merge = jax.jit(lora.merge, static_argnames="scaling")  # by itself it is dozens of small programs
 
 
@@ -49,24 +49,46 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
         case readings.BASE:
             return base_rows(cfg)
         case readings.LORA:
-            return lora_rows(cfg, cell["targets"])
+            return lora_rows(cfg, cell["targets"], cell.get("rank"))
         case readings.FULL:
             return full_rows(cfg)
     raise ValueError(f"no cell has method={cell['method']!r}")
+
+
+def resolve(cfg: Config) -> Config:
+    """`cfg` with the hash of the library's text; ConfigError where a source is none."""
+    source = cfg.base.source
+    if source is not None and not pretrained.is_pretrained(source):
+        raise ConfigError(f"{FLAG}base.source={source}: is no Hugging Face folder and no GGUF file")
+    return library.resolve(cfg)
 
 
 # The two domains.
 
 
 @functools.cache
+def tokenizer_of(source: str | None) -> Tokenizer:
+    """Of bytes, where the base is trained here."""
+    return plays("bytes").tokenizer if source is None else pretrained.load_tokenizer(source)
+
+
+@functools.cache
+def the_plays(cfg: Config) -> Text:
+    tokenizer = tokenizer_of(cfg.base.source)
+    return plays("bytes") if cfg.base.source is None else plays_as(tokenizer)
+
+
+def the_library(cfg: Config) -> Text:
+    tokenizer = tokenizer_of(cfg.base.source)
+    return standard_library(cfg.modules, cfg.num_validation_modules, cfg.corpus_sha256, tokenizer)
+
+
 def new_domain(cfg: Config) -> Text:
-    """The library as bytes; whole files validate."""
-    texts = library.read_modules(cfg.modules)
-    library.check_fingerprint(texts, cfg.corpus_sha256)
-    tokenizer, cut = plays("bytes").tokenizer, -cfg.num_validation_modules
-    train, validation = ("".join(part) for part in (texts[:cut], texts[cut:]))
-    parts = (split_from_array(tokenizer.encode(text)) for text in (train, validation))
-    return Text(tokenizer, *parts, cfg.corpus_sha256)
+    return the_library(cfg) if cfg.base.source is None else the_plays(cfg)
+
+
+def old_domain(cfg: Config) -> Text:
+    return the_plays(cfg) if cfg.base.source is None else the_library(cfg)
 
 
 def validation(cfg: Config) -> Batch:
@@ -81,7 +103,7 @@ def validation(cfg: Config) -> Batch:
             batch_size=cfg.batch_size,
             context_length=cfg.base.context_length,
         )(0, cfg.eval_batches)
-        for text in (plays("bytes"), new_domain(cfg))
+        for text in (old_domain(cfg), new_domain(cfg))
     ]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
@@ -107,7 +129,7 @@ class Scores(NamedTuple):
 class Base(NamedTuple):
     """What is adapted.
 
-    model: its structure. params: its weights. token_bytes: as of a tokenizer.
+    model: its structure. params: its weights, float32. token_bytes: as of a tokenizer.
     curve: [(step of its own training, scores)], the last of them those of `params`.
     """
 
@@ -119,8 +141,17 @@ class Base(NamedTuple):
 
 @functools.cache
 def open_base(cfg: Config) -> Base:
-    """Trains the base. A function of the config alone: another process gets the same weights."""
-    base, text = cfg.base, plays("bytes")
+    """The base, trained or read; a function of the config, and of the file that it names.
+
+    So another process gets the same weights.
+    """
+    base, text = cfg.base, the_plays(cfg)
+    token_bytes = text.tokenizer.token_bytes
+    if base.source is not None:
+        model, params = pretrained.load_weights(base.source)
+        model = dataclasses.replace(model, context_length=base.context_length)
+        read = Base(model, rounded(params, model, base.dtype), token_bytes, [])
+        return read._replace(curve=[(0, scores_alone(cfg, read))])
     run = RunConfig(
         model=TransformerConfig(
             vocab_size=text.tokenizer.vocab_size,
@@ -134,10 +165,43 @@ def open_base(cfg: Config) -> Base:
         train=train_config(base.num_steps, base.eval_every),
         seed=base.seed,
     )
-    token_bytes = text.tokenizer.token_bytes
     trained = train(cfg, [run], make_program(run, token_bytes), text)
     curve = [(step, scores.of(0)) for step, scores in scores_of(trained)]
-    return Base(run.model, lane_of(trained.state.params, 0), token_bytes, curve)
+    params = rounded(lane_of(trained.state.params, 0), run.model, base.dtype)
+    made = Base(run.model, params, token_bytes, curve)
+    if base.dtype != "float32":  # the last scores were those before rounding
+        made = made._replace(curve=[*curve[:-1], (curve[-1][0], scores_alone(cfg, made))])
+    return made
+
+
+def held(params: Params, model: TransformerConfig, dtype: str) -> Params:
+    """Matrices and tables in `dtype`, as the frozen base is kept; gains and biases as they are."""
+    return trees.map_with_path(
+        lambda _, spec, w: w if spec.kind == "vector" else jnp.asarray(w, dtype),
+        transformer.param_specs(model),
+        params,
+    )
+
+
+def rounded(params: Params, model: TransformerConfig, dtype: str) -> Params:
+    """float32 whose matrices and tables hold no more than `dtype` can."""
+    return jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), held(params, model, dtype))
+
+
+def scores_alone(cfg: Config, base: Base) -> Scores:
+    """Of the base, on the windows on which its adaptations are evaluated."""
+    run = adaptation(cfg, base, 0, cfg.full_lr)
+    program = make_program(run, base.token_bytes)
+    state = jax.eval_shape(program.init, 0, hyper_values(run))
+    state = state.replace(params=base.params, hypers=hyper_values(run))
+    arrays = {"params": base.params, "hypers": state.hypers}
+
+    @jax.jit
+    def evaluate(arrays, domains):
+        return evaluation(program)(state.replace(**arrays), domains)
+
+    values = evaluate(arrays, validation(cfg))
+    return Scores(*(np.float64(values[name].compute()) for name in Scores._fields))
 
 
 def base_rows(cfg: Config) -> list[Row]:
@@ -152,10 +216,11 @@ def base_rows(cfg: Config) -> list[Row]:
 # Adaptation.
 
 
-def lora_rows(cfg: Config, targets: str) -> list[Row]:
-    """All ranks, scalings, rates and seeds of one target set, as one population."""
+def lora_rows(cfg: Config, targets: str, rank: int | None = None) -> list[Row]:
+    """All ranks, scalings, rates and seeds of one target set, as one population; or of one rank."""
     base = open_base(cfg)
     settings = readings.settings(to_dict(cfg), targets)
+    settings = [each for each in settings if rank in (None, each.rank)]
     lanes = list(itertools.product(settings, range(cfg.num_seeds)))
     runs = [
         adaptation(
@@ -174,7 +239,8 @@ def lora_rows(cfg: Config, targets: str) -> list[Row]:
     ]
     [group] = group_by_structure(runs)
     program = make_program(group.cfg, base.token_bytes, group.traced)
-    trained = train(cfg, runs, program, new_domain(cfg), frozen=base.params)
+    frozen = held(base.params, base.model, cfg.base.dtype)
+    trained = train(cfg, runs, program, new_domain(cfg), frozen=frozen)
     scores, rows = scores_of(trained), []
     for lane, (setting, seed) in enumerate(lanes):
         fields = {"method": readings.LORA, "targets": targets, **setting._asdict()}
@@ -294,7 +360,7 @@ def score_rows(
 def merged_differences(
     cfg: Config, base: Base, adapters: Params, chosen: LoraConfig
 ) -> dict[str, float]:
-    """How far merged weights are from base plus adapters in float32, on NUM_SAMPLES samples.
+    """How far merged weights are from base plus adapters in float32, on cfg.merged_samples samples.
 
     merged_product: greatest |x W' - (x W + s (x A) B)| over all adapted matrices and layers, x
       normal, as a share of the greatest |x W'| of that matrix.
@@ -304,16 +370,18 @@ def merged_differences(
     hypers = lora.hyper_values(chosen)
     merged = merge(base.params, adapters, hypers, scaling=chosen.scaling)
     return {
-        "merged_product": product_difference(base.params, adapters, merged, chosen),
+        "merged_product": product_difference(cfg, base, adapters, merged, chosen),
         "merged_logits": logits_difference(cfg, base, adapters, merged, hypers),
     }
 
 
-def product_difference(base: Params, adapters: Params, merged: Params, chosen: LoraConfig) -> float:
+def product_difference(
+    cfg: Config, base: Base, adapters: Params, merged: Params, chosen: LoraConfig
+) -> float:
     """See `merged_differences`. The two paths are numpy's, with the adapters cut to their rank."""
-    base, adapters, merged = (
+    weights, adapters, merged = (
         {path: np.asarray(x) for path, x in trees.flatten(tree).items()}
-        for tree in (base, adapters, merged)
+        for tree in (base.params, adapters, merged)
     )
     rng, worst = np.random.default_rng(0), 0.0
     scale = np.float32(chosen.alpha / chosen.rank)
@@ -325,8 +393,8 @@ def product_difference(base: Params, adapters: Params, merged: Params, chosen: L
         layers, num_in = len(a), math.prod(a.shape[1:-1])
         a = a.reshape(layers, num_in, -1)[..., : chosen.rank]
         b = b.reshape(layers, b.shape[1], -1)[:, : chosen.rank]
-        w, whole = (x[target].reshape(layers, num_in, -1) for x in (base, merged))
-        x = rng.normal(size=(NUM_SAMPLES, num_in)).astype(np.float32)
+        w, whole = (x[target].reshape(layers, num_in, -1) for x in (weights, merged))
+        x = rng.normal(size=(cfg.merged_samples, num_in)).astype(np.float32)
         for layer in range(layers):
             apart = x @ w[layer] + scale * ((x @ a[layer]) @ b[layer])
             together = x @ whole[layer]
@@ -341,7 +409,7 @@ def logits_difference(
     tokens = lane_batches(
         new_domain(cfg).validation,
         [VALIDATION_SEED],
-        batch_size=NUM_SAMPLES,
+        batch_size=cfg.merged_samples,
         context_length=base.model.context_length,
     )(0, 1).tokens[0, 0]
     apart, together = _both_logits(base.model)(base.params, adapters, merged, hypers, tokens)
@@ -375,7 +443,7 @@ def measure(cfg: Config) -> list[dict[str, Any]]:
     weights = {"base": base.params, "merged": merged}
     programs = {name: forward.lower(params, tokens).as_text() for name, params in weights.items()}
     seconds: dict[str, list[float]] = {name: [] for name in weights}
-    for call in range(-1, NUM_CALLS):  # the first pair compiles
+    for call in range(-1, cfg.timed_calls):  # the first pair compiles
         for name in sorted(weights, reverse=call % 2 == 1):  # each comes first in half of the pairs
             started = time.perf_counter()
             forward(weights[name], tokens).block_until_ready()
@@ -384,7 +452,7 @@ def measure(cfg: Config) -> list[dict[str, Any]]:
     return [
         {
             "weights": name,
-            "calls": NUM_CALLS,
+            "calls": cfg.timed_calls,
             "median_ms": 1e3 * statistics.median(values),
             "median_ratio_to_base": statistics.median(np.divide(values, seconds["base"]).tolist()),
             "sha256_of_the_program": hashlib.sha256(programs[name].encode()).hexdigest()[:16],

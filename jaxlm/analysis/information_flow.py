@@ -110,14 +110,22 @@ class Offence(NamedTuple):
         return f"(t, s) = ({self.t}, {self.s}): logits[{self.t}] {verb} on embedding[{self.s}]"
 
 
-def first_offence(measured: np.ndarray, queries: np.ndarray, allowed: np.ndarray) -> Offence | None:
+def first_offence(
+    measured: np.ndarray,
+    queries: np.ndarray,
+    allowed: np.ndarray,
+    required: np.ndarray | None = None,
+) -> Offence | None:
     """The first (t, s) in reading order that is not zero and must be, or is zero and must not be.
 
     Args:
       measured: f32[Q, S], of `dependence`; NaN is an offence wherever it is.
-      queries: i32[Q]. allowed: bool[S, S], of `readable`.
+      queries: i32[Q]. allowed: bool[S, S], of `readable`. required: those of them that must not be
+        zero; None: all.
     """
-    wrong = np.where(allowed[queries], ~(measured > 0), measured != 0)
+    required = allowed if required is None else required
+    wrong = np.isnan(measured) | np.where(required[queries], measured == 0, False)
+    wrong |= ~allowed[queries] & (measured != 0)
     if not wrong.any():
         return None
     q, s = np.argwhere(wrong)[0]

@@ -3,17 +3,23 @@
 A config is a frozen dataclass of plain values and of further configs. Overrides such as
 `model.num_layers=8` are parsed by the declared type of the field, so a typing error is found
 when it is read and never by a default that quietly stands in.
+
+A field may be one of several configs, `model: TransformerConfig | RecurrentConfig`. Their first
+field, `kind: Literal[...]`, tells them apart.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import math
+import struct
 import types
 import typing
 from typing import Any
 
 FLAG = "--config."
+KIND = "kind"  # the field by whose value one of several configs is chosen
 
 
 class ConfigError(ValueError):
@@ -31,6 +37,8 @@ def apply_overrides(config: Any, overrides: dict[str, Any]) -> Any:
 
     Values that are not text are checked against the type instead of parsed. All overrides are put
     in place before a config checks itself, so two that only fit together may come in any order.
+    Where one of several configs is chosen anew by its `kind`, the fields that it shares with the
+    one before keep what they were set to; those left at their default take the new one's.
 
     Raises:
       ConfigError: unknown field (with the nearest name), a value of another type, or a
@@ -40,37 +48,84 @@ def apply_overrides(config: Any, overrides: dict[str, Any]) -> Any:
     for path, value in overrides.items():
         *parents, name = path.split(".")
         flag = f"{FLAG}{path}={value}"
-        owner = type(config)
-        for parent in parents:
-            owner = _field_type(owner, parent, flag)
-            if not dataclasses.is_dataclass(owner):
+        owner, inside = type(config), config
+        for depth, parent in enumerate(parents, 1):
+            declared, inside = _field_type(owner, parent, flag), getattr(inside, parent, None)
+            if not _configs(declared):
                 raise ConfigError(f"{flag}: '{parent}' is a value, it has no fields of its own")
+            kind = ".".join([*parents[:depth], KIND])
+            owner = _chosen(declared, overrides.get(kind), inside, f"{FLAG}{kind}")
         declared = _field_type(owner, name, flag)
-        if dataclasses.is_dataclass(declared):
-            inside = ", ".join(f.name for f in dataclasses.fields(declared))
-            raise ConfigError(f"{flag}: '{name}' is a group of fields; set one of: {inside}")
+        if _configs(declared):
+            group = _chosen(declared, None, getattr(inside, name, None), flag)
+            known = ", ".join(f.name for f in dataclasses.fields(group))
+            raise ConfigError(f"{flag}: '{name}' is a group of fields; set one of: {known}")
         parsed[path] = _parse(declared, value, flag)
-    return _replace(config, parsed, "")
+    return _replace(config, parsed, "", type(config))
 
 
-def _replace(config: Any, values: dict[str, Any], prefix: str) -> Any:
+def _configs(declared: Any) -> tuple[type, ...]:
+    """The dataclasses that a field of this type may hold; () for a plain value."""
+    options = typing.get_args(declared) if _is_union(declared) else (declared,)
+    return options if all(map(dataclasses.is_dataclass, options)) else ()
+
+
+def _is_union(declared: Any) -> bool:
+    return typing.get_origin(declared) in (types.UnionType, typing.Union)
+
+
+def _chosen(declared: Any, kind: Any, now: Any, flag: str) -> type:
+    """Of the configs that `declared` allows that of a kind; None: that of `now`, or the first.
+
+    Raises:
+      ConfigError: none is of this kind.
+    """
+    options = _configs(declared)
+    if len(options) == 1 or kind is None:
+        return type(now) if type(now) in options else options[0]
+    kinds = {k: c for c in options for k in typing.get_args(typing.get_type_hints(c)[KIND])}
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(f"{flag}={kind}: expected one of {', '.join(kinds)}")
+    return kinds[kind]
+
+
+def _replace(config: Any, values: dict[str, Any], prefix: str, cls: type) -> Any:
+    """`config` as a `cls` with these values; see `apply_overrides`."""
     mine = {p: v for p, v in values.items() if "." not in p}
     groups: dict[str, dict[str, Any]] = {}
     for path, value in values.items():
         head, _, rest = path.partition(".")
         if rest:
             groups.setdefault(head, {})[rest] = value
+    hints = typing.get_type_hints(cls)
     for head, inner in groups.items():
-        mine[head] = _replace(getattr(config, head), inner, f"{prefix}{head}.")
+        part = getattr(config, head)
+        chosen = _chosen(hints[head], inner.get(KIND), part, f"{FLAG}{prefix}{head}.{KIND}")
+        mine[head] = _replace(part, inner, f"{prefix}{head}.", chosen)
     if not mine:
         return config
     try:
-        return dataclasses.replace(config, **mine)
+        if type(config) is cls:
+            return dataclasses.replace(config, **mine)
+        return cls(**{**_shared(config, cls), **mine})
     except ConfigError:
         raise
     except ValueError as error:
         given = " ".join(f"{FLAG}{prefix}{p}={v}" for p, v in values.items())
         raise ConfigError(f"{given}: {error}") from None
+
+
+def _shared(config: Any, cls: type) -> dict[str, Any]:
+    """What was set in `config` and may stand in a `cls`: {field: value}."""
+    kept, hints = {}, typing.get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(cls)} - {KIND}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in names or value == field.default:
+            continue
+        with contextlib.suppress(ValueError, TypeError):
+            kept[field.name] = _convert(hints[field.name], value)
+    return kept
 
 
 def _field_type(owner: Any, name: str, flag: str) -> Any:
@@ -124,6 +179,8 @@ def _convert(declared: Any, value: Any) -> Any:
                 pass
         raise ValueError
     if origin is tuple:
+        if not isinstance(value, str | list | tuple):
+            raise TypeError
         parts = [p for p in value.split(",") if p] if isinstance(value, str) else value
         return tuple(_convert(args[0], p.strip() if isinstance(p, str) else p) for p in parts)
     if declared is bool:
@@ -131,7 +188,10 @@ def _convert(declared: Any, value: Any) -> Any:
             return value
         return {"true": True, "false": False}[value] if value in ("true", "false") else _fail()
     if declared is str:
-        return value if isinstance(value, str) else _fail()
+        if not isinstance(value, str):
+            raise TypeError
+        value.encode()  # refuses what no file of ours could hold: the halves of a surrogate pair
+        return value
     if declared in (int, float):
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
@@ -149,6 +209,28 @@ def _convert(declared: Any, value: Any) -> Any:
 
 def _fail():
     raise ValueError
+
+
+def check_numbers(config: Any) -> None:
+    """Raises ConfigError for a number too large or too small for int32 or float32."""
+    for path, given in flatten(config).items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, int) and abs(value) >= 2**31:
+                raise ConfigError(f"{FLAG}{path}={value}: must be below 2^31 in size")
+            if isinstance(value, float) and not _is_float32(value):
+                raise ConfigError(
+                    f"{FLAG}{path}={value}: as a float32 it would be infinite, or 0; those end at "
+                    "3.4e38 and 1.4e-45"
+                )
+
+
+def _is_float32(value: float) -> bool:
+    """Whether rounding to float32 gives a finite number, and zero only of zero."""
+    try:
+        (rounded,) = struct.unpack("<f", struct.pack("<f", value))
+    except OverflowError:
+        return False
+    return bool(rounded) or not value
 
 
 def with_traced(config: Any, values: dict[str, Any]) -> Any:
@@ -171,11 +253,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type, values: Any, where: str = "config") -> Any:
     """The inverse of `to_dict`; an unknown field or a wrong type is a ConfigError.
 
-    A field that is missing takes its default, so that older configs stay readable.
+    A field that is missing takes its default, so that older configs stay readable; where it is one
+    of several configs and does not tell its kind, it is the first.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected the fields of {cls.__name__}, got {values!r}")
-    hints, fields = typing.get_type_hints(cls), {}
+    hints = typing.get_type_hints(cls)
+    hints, fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}, {}
     for name, value in values.items():
         path = f"{where}.{name}"
         declared = hints.get(name)
@@ -183,8 +267,9 @@ def from_dict(cls: type, values: Any, where: str = "config") -> Any:
             raise ConfigError(
                 f"{path}: {cls.__name__} has no such field{nearest(name, list(hints))}"
             )
-        if dataclasses.is_dataclass(declared):
-            fields[name] = from_dict(declared, value, path)
+        if _configs(declared):
+            kind = value.get(KIND) if isinstance(value, dict) else None
+            fields[name] = from_dict(_chosen(declared, kind, None, f"{path}.{KIND}"), value, path)
         else:
             try:
                 fields[name] = _convert(declared, value)

@@ -108,6 +108,15 @@ def xavier(scale: float = 1.0) -> Callable[[Array, ParamSpec], Array]:
     return init
 
 
+def orthogonal(key: Array, spec: ParamSpec) -> Array:
+    """Of a matrix [in, out] the columns are orthonormal, or the rows where those are fewer.
+
+    Source: Saxe et al. 2013, "Exact solutions to the nonlinear dynamics of learning in deep linear
+      neural networks".
+    """
+    return jax.nn.initializers.orthogonal()(key, spec.shape, spec.dtype)
+
+
 def path_key(key: Array, path: str) -> Array:
     """The key of one leaf. It depends on the path alone, so adding a weight moves no other."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))

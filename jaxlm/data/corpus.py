@@ -68,7 +68,7 @@ def open_corpus(cfg: DataConfig) -> Corpus:
         name, openers = "shakespeare", {"the bundled plays": _open_bundled}
         separators.insert(0, bundled.SEPARATOR)
     else:
-        path = pathlib.Path(cfg.path).expanduser()
+        path = _expand_user(cfg.path, flag)
         name = path.resolve().name
         files = _list_files(path, flag)
         openers = {
@@ -108,6 +108,13 @@ def _open_bundled() -> Iterator[BinaryIO]:
     packed = importlib.resources.files(bundled).joinpath(bundled.FILE_NAME)
     with packed.open("rb") as file, lzma.open(file) as text:
         yield text
+
+
+def _expand_user(path: str, flag: str) -> pathlib.Path:
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{flag}: no such user; a name that begins with ~ is ./~...") from None
 
 
 def _list_files(path: pathlib.Path, flag: str) -> list[pathlib.Path]:

@@ -290,7 +290,7 @@ def _read_header(file: BinaryIO, path: pathlib.Path) -> Header:
         raise ConfigError(f"{path}: not a jaxlm token file")
     try:
         values = json.loads(block[len(MAGIC) :])
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(_damaged(path, "its header is not JSON")) from None
     version = values.get("format") if isinstance(values, dict) else None
     if isinstance(version, int) and version > FORMAT:

@@ -21,6 +21,8 @@ class SamplingConfig:
     """How a token is drawn. A filter that is None is off and left out of the program.
 
     temperature: at least 0; 0 is greedy. top_k: at least 1. top_p: in (0, 1]. min_p: in [0, 1].
+    logit_bias: f32[V], added to the logits. repetition_penalty: above 0, of every token in the
+    prompt or generated; 1 changes nothing. Both come before the filters, see `penalties`.
     A pytree, so that inside a program the numbers may be traced.
     """
 
@@ -28,6 +30,8 @@ class SamplingConfig:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    logit_bias: Array | None = None
+    repetition_penalty: float | None = None
 
     def __post_init__(self):
         """Checks plain numbers; traced ones were checked before they were traced."""
@@ -36,6 +40,7 @@ class SamplingConfig:
             ("top_k", lambda k: k >= 1 and k == int(k), "a whole number from 1 on, or none"),
             ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1, or none"),
             ("min_p", lambda p: 0 <= p <= 1, "in [0, 1], or none"),
+            ("repetition_penalty", lambda r: 0 < r < math.inf, "above 0 and finite, or none"),
         ):
             value = getattr(self, name)
             if isinstance(value, int | float) and not fits(value):
@@ -55,7 +60,7 @@ def sample_token(logits: Array, key: Array, sampling: SamplingConfig) -> Array:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     # The noise of a draw costs as much as a small model's layers, and the greedy need none.
-    return jax.lax.cond(_is_greedy(sampling.temperature), best, draw)
+    return jax.lax.cond(is_greedy(sampling.temperature), best, draw)
 
 
 def filter_logits(logits: Array, sampling: SamplingConfig) -> Array:
@@ -86,15 +91,16 @@ def temperature(logits: Array, t: Array | float) -> Array:
     Source: Ackley, Hinton and Sejnowski 1985, "A Learning Algorithm for Boltzmann Machines".
     """
     t = jnp.asarray(t, jnp.float32)
-    is_greedy = _is_greedy(t)
+    zero = is_greedy(t)
     best = jnp.argmax(logits, axis=-1, keepdims=True)
     greedy = jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
     # The shift keeps logits / t from overflowing upwards, which would leave inf - inf.
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.where(is_greedy, greedy, shifted / jnp.where(is_greedy, 1.0, t))
+    return jnp.where(zero, greedy, shifted / jnp.where(zero, 1.0, t))
 
 
-def _is_greedy(t):
+def is_greedy(t: Array) -> Array:
+    """Whether a temperature f32[] counts as 0: bool[]."""
     return t < jnp.finfo(jnp.float32).tiny  # CPUs may flush smaller numbers to 0
 
 

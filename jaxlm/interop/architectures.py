@@ -284,6 +284,8 @@ def config_to_json(cfg: TransformerConfig) -> tuple[Architecture, dict[str, Any]
     Raises:
       ConfigError: transformers has none, as far as we know; names the nearest and what differs.
     """
+    if not isinstance(cfg, TransformerConfig):
+        raise ConfigError(f"model.kind={cfg.kind}: only kind=transformer can be exported")
     arch = min(ARCHITECTURES.values(), key=lambda arch: len(_differences(cfg, arch)))
     if different := _differences(cfg, arch):
         raise ConfigError(

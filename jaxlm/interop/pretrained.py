@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,12 +72,17 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     return hugging_face.tokenizer_from_gguf(fields, rows, str(source))
 
 
-def load_usage(source: str | Path) -> dict[str, str]:
-    """The "chat_template" and "bos_token", "eos_token", ..., as far as the source states them."""
+def load_usage(source: str | Path) -> dict[str, Any]:
+    """The "chat_template" and "bos_token", "eos_token", ..., as far as the source states them.
+
+    And "model_max_length", the tokens that the model looks back on.
+    """
     source = Path(source)
     if source.is_dir():
-        return hugging_face.usage_from_folder(source)
-    return hugging_face.usage_from_gguf(gguf_files.open_gguf(source).fields)
+        usage = hugging_face.usage_from_folder(source)
+    else:
+        usage = hugging_face.usage_from_gguf(gguf_files.open_gguf(source).fields)
+    return {**usage, "model_max_length": load_config(source).context_length}
 
 
 def load_weights(source: str | Path) -> Weights:

@@ -56,7 +56,7 @@ def open_folder(folder: Path, buffers: tuple[str, ...] = ()) -> dict[str, Stored
         raise ConfigError(f"{folder / INDEX}: expected weight_map, a file for each tensor")
     found: dict[str, Stored] = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
+        if Path(file).name != file or file == "..":
             raise ConfigError(f"{folder / INDEX}: {file!r} is not the name of a file beside it")
         shard = open_file(folder / file, buffers)
         for name in shard:

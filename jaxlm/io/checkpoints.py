@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -117,6 +118,8 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     manifest = read_manifest(path)
     for name, written in manifest["files"].items():
         try:
+            if not stat.S_ISREG(os.lstat(path / name).st_mode):  # a link might lead anywhere
+                raise CheckpointError(f"{path}: {name} is not a regular file")
             size, digest = _fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(f"{path}: {name}: {error.strerror}") from None
@@ -136,7 +139,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: {MANIFEST}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: {MANIFEST} is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT:
         given = manifest.get("format_version") if isinstance(manifest, dict) else None
@@ -145,6 +148,8 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         )
     if manifest.get("sha256") != _manifest_hash(manifest):
         raise CheckpointError(f"{path}: {MANIFEST} was changed after it was written (its sha256)")
+    if not _has_form(manifest):
+        raise CheckpointError(f"{path}: {MANIFEST} is not one that jaxlm writes")
     if path.name != step_dir("", manifest["step"]).name:
         raise CheckpointError(f"{path}: this folder holds step {manifest['step']}")
     return manifest
@@ -482,6 +487,31 @@ def _manifest_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _has_form(manifest: dict[str, Any]) -> bool:
+    """Whether every part is of its type and no file lies outside of the checkpoint's folder."""
+
+    def is_count(value: Any) -> bool:
+        return type(value) is int and value >= 0
+
+    def is_file(name: str, file: Any) -> bool:
+        inside = not name.startswith("/") and ".." not in name.split("/")
+        return inside and is_count(file["size"]) and isinstance(file["sha256"], str)
+
+    def is_leaf(leaf: Any) -> bool:
+        return isinstance(leaf["dtype"], str) and all(map(is_count, leaf["shape"]))
+
+    try:
+        return (
+            is_count(manifest["step"])
+            and isinstance(manifest["extra"], dict)
+            and all(type(value) in (int, float) for value in manifest["metrics"].values())
+            and all(is_leaf(leaf) for leaf in manifest["leaves"].values())
+            and all(is_file(name, file) for name, file in manifest["files"].items())
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
 def _named_leaves(tree: Any, prefix: str = "") -> tuple[dict[str, Any], Any]:
     """{"params/blocks/wq": leaf} in the order of the tree, and its structure."""
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
@@ -565,8 +595,11 @@ def _as_target(array: Any, leaf: Any, saved: dict[str, Any]) -> Any:
         return np.asarray(array) if np.shape(array) else np.asarray(array)[()]
     if not hasattr(leaf, "dtype"):
         return np.asarray(array).item()
-    # A copy of our own: a jax array that shares a numpy buffer cannot be donated.
-    return array if isinstance(array, jax.Array) else jnp.array(array)
+    if isinstance(array, jax.Array):
+        return array
+    # A copy of our own: a jax array that shares a numpy buffer cannot be donated. Placed as the
+    # target is even on one device, or programs for it would be compiled again after a resume.
+    return jax.device_put(array, getattr(leaf, "sharding", None), may_alias=False)
 
 
 def _not_written(final: pathlib.Path, error: Exception) -> str:

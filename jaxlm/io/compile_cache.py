@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import threading
+import warnings
 
 _HIT = "/jax/compilation_cache/cache_hits"
 _BACKEND = "/jax/core/compile/backend_compile_duration"
@@ -60,6 +61,8 @@ def enable(cache_dir: str | os.PathLike | None = None) -> pathlib.Path | None:
     import jax
 
     _listen()
+    # A disk that is full slows the next start down, and is no matter of this run.
+    warnings.filterwarnings("ignore", message="Error writing persistent compilation cache")
     path = pathlib.Path(cache_dir or jax.config.jax_compilation_cache_dir or default_dir())
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ A checkpoint of the run names the hash, so that it need not hold the weights aga
 import hashlib
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from jaxlm.io import checkpoints
 from jaxlm.io.checkpoints import CheckpointError
 
 FOLDER = "frozen"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def fingerprint(params: Params) -> str:
@@ -51,6 +53,8 @@ def restore(workdir: str | os.PathLike, digest: str, target: Params) -> Params:
     Raises:
       CheckpointError: they are missing, damaged, of other shapes, or other weights.
     """
+    if not _DIGEST.fullmatch(str(digest)):
+        raise CheckpointError(f"frozen weights of this run: {digest!r:.80} is no fingerprint")
     path = checkpoints.step_dir(pathlib.Path(workdir) / FOLDER / digest, 0)
     try:
         checkpoints.verify(path)

@@ -76,15 +76,19 @@ def truncate(path: str | os.PathLike, keep: Callable[[dict[str, Any]], bool]) ->
     A file that does not exist is left so.
 
     Raises:
-      ConfigError: a line before the last is not a JSON object; nothing is cut then.
+      ConfigError: a line before the last is not a JSON object, or none that `keep` can judge;
+        nothing is cut then.
     """
     path = pathlib.Path(path)
     if not path.exists():
         return
     size = 0
-    for record, end in _records(path):
-        if not keep(record):
-            break
+    for number, (record, end) in enumerate(_records(path), 1):
+        try:
+            if not keep(record):
+                break
+        except (KeyError, TypeError):
+            raise ConfigError(f"{path}: line {number} is no record of this log") from None
         size = end
     with open(path, "r+b") as file:
         file.truncate(size)
@@ -104,7 +108,7 @@ def _records(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigError(f"{path}: line {number} is not a JSON object") from None
         records.append((record, end))
     return records

@@ -21,13 +21,14 @@ def save_results(folder: str | os.PathLike, results: Results) -> None:
     write_table(folder / TABLE_FILE, *results_lib.to_table(results))
 
 
-def load_results(folder: str | os.PathLike) -> Results:
-    """The results saved in a folder.
+def load_results(path: str | os.PathLike) -> Results:
+    """The results of a file, or of results.json in a folder.
 
     Raises:
       ConfigError: there are none, or the file is not what `save_results` writes.
     """
-    path = pathlib.Path(folder) / RESULTS_FILE
+    path = pathlib.Path(path)
+    path = path / RESULTS_FILE if path.is_dir() else path
     try:
         return results_lib.from_json(load_json(path))
     except ConfigError:

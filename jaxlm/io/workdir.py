@@ -92,7 +92,12 @@ def _describe_holder(text: bytes) -> str:
     try:
         holder = json.loads(text)
         return f"process {holder['pid']} on host {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError, TypeError):  # the holder has not written its name yet
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # the holder has not written its name yet
         return "another process"
 
 
@@ -105,8 +110,9 @@ def write_text_atomic(path: str | os.PathLike, text: str) -> None:
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        content = text.encode()
         with open(temporary, "wb") as file:
-            file.write(text.encode())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -131,15 +137,21 @@ def save_json(path: str | os.PathLike, obj: Any) -> None:
     write_text_atomic(path, json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def load_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file; a ConfigError names it when it is missing or not JSON."""
+def load_json(path: str | os.PathLike, kind: type = object) -> Any:
+    """Reads a JSON file; a ConfigError names it when it is missing, not JSON or not a `kind`."""
     path = pathlib.Path(path)
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, kind):
+        raise ConfigError(f"{path}: expected a JSON {_JSON_NAMES[kind]}")
+    return value
+
+
+_JSON_NAMES = {dict: "object", list: "array"}
 
 
 def save_config(workdir: str | os.PathLike, config: Any, **more: Any) -> None:

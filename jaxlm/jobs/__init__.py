@@ -7,11 +7,15 @@ A job is a module with `main(launch) -> exit code`. It is imported when it is ru
 import importlib
 from typing import Any, NamedTuple
 
+from jaxlm.core.config import ConfigError
+
 JOBS = {
     "train": "train a model on text, or go on with a run",
     "evaluate": "the validation loss of a run, from its checkpoint",
     "inspect": "what is in a run's checkpoint: arrays, shapes, sizes, hashes",
     "sample": "text from a run's model",
+    "chat": "a conversation with a run's model, by its own chat template",
+    "explain": "a page on a text: loss by token, attention, what each layer would predict",
     "tokenizer": "train a tokenizer on text, save it, and show what it makes of the text",
     "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
     "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",
@@ -25,6 +29,25 @@ JOBS = {
 
 MODULES = {"import": "import_model"}  # where a job cannot be the name of its module
 BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their own
+
+# Flags that only some jobs read, "submit" being that of --launcher.
+READ_BY = {
+    **dict.fromkeys(
+        ("prompt", "num_tokens", "num_samples", "temperature", "top_k", "top_p", "min_p"),
+        ("sample",),
+    ),
+    "checkpoint": ("evaluate", "export", "inspect", "sample"),
+    "output": ("compare", "evaluate", "inspect"),
+    "runs": ("compare",),
+    "source": ("import",),
+    **dict.fromkeys(("target", "format"), ("export",)),
+    "topology": ("compile",),
+    "shrink": ("check_layouts",),
+    "seed": ("sample", "verify_resume"),
+    **dict.fromkeys(("kills", "steps"), ("verify_resume",)),
+    **dict.fromkeys(("coordinator", "num_processes", "process_id"), ("train",)),
+    **dict.fromkeys(("partition", "minutes", "gpus", "cpus", "nodes", "array"), ("submit",)),
+}
 
 
 class Launch(NamedTuple):
@@ -40,6 +63,15 @@ class Launch(NamedTuple):
     workdir: str | None
     default_config: str
     flags: Any
+
+
+def check_flags(flags: Any, job: str) -> None:
+    """Raises ConfigError for a flag that is given and that neither `job` nor a launcher reads."""
+    reads = {job, "submit"} if flags.launcher is not None else {job}
+    for name, readers in READ_BY.items():
+        if flags[name].present and not reads.intersection(readers):
+            use = " or ".join("--launcher" if r == "submit" else f"--job={r}" for r in readers)
+            raise ConfigError(f"--{name}={flags[name].value}: only {use} reads it; leave it out")
 
 
 def run(name: str, launch: Launch) -> int:

@@ -20,7 +20,8 @@ from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config
 from jaxlm.jobs.devices import force_cpu_devices
 from jaxlm.jobs.setup import backends_of, layout_of
-from jaxlm.models import transformer
+from jaxlm.models import kinds
+from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.optim.config import OptimConfig
 from jaxlm.reports.tables import print_table
 from jaxlm.train.config import RunConfig
@@ -56,9 +57,8 @@ def main(launch: Launch) -> int:
     cfg = checked_config(cfg, launch.flags.shrink)
     model = cfg.model
     print(
-        f"{name}: {model.num_layers} layers of width {model.d_model}, {cfg.data.batch_size} x "
-        f"{model.context_length} random tokens of {model.vocab_size} ids, float32, no dropout; "
-        f"{NUM_STEPS} steps"
+        f"{name}: {model.summary}, {cfg.data.batch_size} x {model.context_length} random tokens "
+        f"of {model.vocab_size} ids, float32, no dropout; {NUM_STEPS} steps"
     )
     differ = report(cfg)
     print(f"\n{'DIFFERENT: ' + ', '.join(differ) if differ else 'all layouts agree'}")
@@ -73,29 +73,39 @@ def checked_config(cfg: RunConfig, shrink: bool) -> RunConfig:
     model, rows = cfg.model, cfg.data.batch_size // cfg.train.num_microbatches
     vocab_size = model.vocab_size or 256
     if shrink:
-        one_head = model.num_kv_heads == 1
-        fewer = model.num_kv_heads not in (None, 1, model.num_heads)
-        model = dataclasses.replace(
-            model,
-            num_layers=min(model.num_layers, 3),
-            d_model=32,
-            num_heads=4,
-            num_kv_heads=1 if one_head else 2 if fewer else None,
-            head_dim=None,
-            d_ff=None,
-            context_length=min(model.context_length, 32),
-            window=model.window and min(model.window, 8),
-        )
+        model = smaller(model)
         rows, vocab_size = min(rows, NUM_DEVICES), min(vocab_size, 64)
     rows += -rows % NUM_DEVICES
+    exact = _having(model, {"dtype": "float32", "dropout": 0.0})
     return dataclasses.replace(
         cfg,
-        model=dataclasses.replace(
-            model, vocab_size=vocab_size + vocab_size % 2, dtype="float32", dropout=0.0
-        ),
+        model=dataclasses.replace(model, vocab_size=vocab_size + vocab_size % 2, **exact),
         data=dataclasses.replace(cfg.data, batch_size=rows * cfg.train.num_microbatches),
         train=dataclasses.replace(cfg.train, parallel="jit"),
     )
+
+
+def smaller(model: AnyModelConfig) -> AnyModelConfig:
+    """A small model of the same kind, its heads grouped as before."""
+    was = dataclasses.asdict(model)
+    heads, groups, window = (was.get(n) for n in ("num_heads", "num_kv_heads", "window"))
+    sizes = {
+        "num_layers": min(was.get("num_layers", 1), 3),
+        "d_model": 32,
+        "num_heads": 4,
+        "num_kv_heads": 1 if groups == 1 else 2 if groups not in (None, heads) else None,
+        "head_dim": None,
+        "d_ff": None,
+        "context_length": min(model.context_length, 32),
+        "window": window and min(window, 8),
+    }
+    return dataclasses.replace(model, **_having(model, sizes))
+
+
+def _having(model: AnyModelConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values for which the model's config has a field."""
+    names = {field.name for field in dataclasses.fields(model)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 class Trained(NamedTuple):
@@ -139,7 +149,7 @@ def report(cfg: RunConfig) -> list[str]:
             train=dataclasses.replace(cfg.train, parallel=parallel),
         )
         try:
-            placed = layout_of(here, transformer.param_specs(cfg.model)).description
+            placed = layout_of(here, kinds.param_specs(cfg.model)).description
         except ConfigError as error:
             rows.append([name, "", "", "", "", "", "not possible"])
             impossible.append(f"{name}: {error}")
@@ -170,7 +180,7 @@ def report(cfg: RunConfig) -> list[str]:
 def train(cfg: RunConfig, optim: OptimConfig) -> Trained:
     """`NUM_STEPS` steps from the beginning, one to a call, on the devices that `cfg` says."""
     cfg = dataclasses.replace(cfg, optim=dataclasses.replace(optim, clip_norm=cfg.optim.clip_norm))
-    specs = transformer.param_specs(cfg.model)
+    specs = kinds.param_specs(cfg.model)
     layout = layout_of(cfg, specs)
     token_bytes = np.ones(cfg.model.vocab_size, np.int32)
     program = place_program(cfg, token_bytes, layout, hyper_values(cfg), **backends_of(cfg).options)

@@ -12,7 +12,7 @@ from jaxlm.io import checkpoints, metric_log, workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.recorder import METRICS_FILE, SUMMARY_FILE, TIMINGS_FILE
 from jaxlm.jobs.setup import TOKENIZER_FILE, check_choice
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.reports.compare import ComparedRun, comparison_page, show
 from jaxlm.train.config import RunConfig
 from jaxlm.train.program import trained_specs
@@ -26,7 +26,14 @@ def main(launch: Launch) -> int:
     if given:
         raise ConfigError(f"{given[0]}: --job=compare uses the configs saved in --runs")
     folders = run_folders(launch.flags.runs)
-    runs = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    runs = []
+    for folder, name in zip(folders, _names(folders), strict=True):
+        try:
+            runs.append(read_run(folder, name))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"--runs={folder}: its files are not those of a run of this version ({error!r})"
+            ) from None
     page = None
     if launch.workdir:
         folder = pathlib.Path(launch.workdir)
@@ -95,7 +102,7 @@ def read_run(folder: pathlib.Path, name: str) -> ComparedRun:
         ),
         "val_perplexity": last.get("perplexity"),
         "val_bits_per_byte": last.get("bits_per_byte"),
-        "num_params": count_params(trained_specs(cfg, transformer.param_specs(cfg.model))),
+        "num_params": count_params(trained_specs(cfg, kinds.param_specs(cfg.model))),
         "tokens_seen": step * tokens_a_step,
         "tokens_per_s": summary.get("tokens_per_s", statistics.median(speeds) if speeds else None),
         "seconds": summary.get("seconds"),
@@ -126,7 +133,7 @@ def _corpus(folder: pathlib.Path) -> str | None:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    return workdir.load_json(path) if path.exists() else {}
+    return workdir.load_json(path, dict) if path.exists() else {}
 
 
 def _names(folders: list[pathlib.Path]) -> list[str]:

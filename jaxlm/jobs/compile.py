@@ -35,7 +35,7 @@ from jaxlm.jobs.memory_table import (
     show_state,
 )
 from jaxlm.jobs.setup import backends_of, layout_of
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.models.backends import Choice
 from jaxlm.reports.tables import print_table
 from jaxlm.train.config import RunConfig
@@ -67,14 +67,15 @@ def main(launch: Launch) -> int:
     cfg = with_some_vocabulary(cfg)
     if cfg.train.parallel == "pmap":
         raise ConfigError(f"{FLAG}train.parallel=pmap: only jit is compiled ahead")
-    specs = transformer.param_specs(cfg.model)
+    specs = kinds.param_specs(cfg.model)
     layout = layout_of(cfg, specs, devices)
     limit = memory_of(layout)
-    attention = backends_of(cfg, layout, platform_of(layout)).attention
+    backends = backends_of(cfg, layout, platform_of(layout))
+    attention = backends.attention
     print(f"config    {name}: {params_lib.count_params(specs):,} parameters")
     kind = devices[0].device_kind
     print(f"devices   {layout.mesh.size} of {len(devices)} {kind}: {layout.description}")
-    print(f"attention {attention.name}: {attention.why}", flush=True)
+    print(f"attention {backends}", flush=True)
     if launch.flags.plan:
         return show_plan(cfg, devices, limit, attention)
     program = program_of(cfg, layout, attention)
@@ -100,14 +101,16 @@ def main(launch: Launch) -> int:
     return 0 if fits else 1
 
 
-def program_of(cfg: RunConfig, layout: Layout, attention: Choice) -> PlacedProgram:
+def program_of(cfg: RunConfig, layout: Layout, attention: Choice | None) -> PlacedProgram:
     """The training program for the devices of a layout; no text is read."""
     backends = backends_of(cfg, layout, platform_of(layout), attention)
     token_bytes = np.ones(cfg.model.vocab_size, np.int32)
     return place_program(cfg, token_bytes, layout, hyper_values(cfg), **backends.options)
 
 
-def show_plan(cfg: RunConfig, devices: Sequence[Any], limit: int | None, attention: Choice) -> int:
+def show_plan(
+    cfg: RunConfig, devices: Sequence[Any], limit: int | None, attention: Choice | None
+) -> int:
     """Compiles the candidates that our count has first, until one fits; 1 if none does.
 
     limit: bytes of a device; None where that is not known.
@@ -137,7 +140,7 @@ def show_plan(cfg: RunConfig, devices: Sequence[Any], limit: int | None, attenti
     return 1
 
 
-def compile_candidate(best: plan.Candidate, limit: int | None, attention: Choice) -> float:
+def compile_candidate(best: plan.Candidate, limit: int | None, attention: Choice | None) -> float:
     """Prints what the compiler says; bytes of a device, infinite where it says no number."""
     program, started = program_of(best.cfg, best.layout, attention), time.perf_counter()
     try:
@@ -248,7 +251,7 @@ def show_bound(
     layout: Layout,
     state: TrainState,
     sent: dict[str, Collective] | None,
-    attention: Choice,
+    attention: Choice | None,
 ) -> None:
     """Prints what a step computes, reads and sends, and the least time that it can take.
 

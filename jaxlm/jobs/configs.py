@@ -1,10 +1,11 @@
 """From the command line to a RunConfig."""
 
+import dataclasses
 import importlib.util
 import pathlib
 from typing import Any
 
-from jaxlm.core.config import FLAG, ConfigError, apply_overrides, from_dict, to_dict
+from jaxlm.core.config import FLAG, ConfigError, apply_overrides, from_dict
 from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
 from jaxlm.jobs.sources import config_of_source
@@ -32,16 +33,18 @@ def read_config(path: str | pathlib.Path) -> Any:
     config = run_file(path, flag, "get_config")
     if not isinstance(config, RunConfig):
         raise ConfigError(f"{flag}: get_config() gave a {type(config).__name__}, not a RunConfig")
-    return from_dict(RunConfig, to_dict(config), flag)  # a dataclass does not check its types
+    return from_dict(
+        RunConfig, dataclasses.asdict(config), flag
+    )  # a dataclass does not check its types
 
 
-def run_file(path: pathlib.Path, flag: str, function: str) -> Any:
+def run_file(path: pathlib.Path, flag: str, function: str, *args: Any) -> Any:
     """What a function of a .py file gives; what goes wrong in it is one line behind `flag`."""
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        return getattr(module, function)()
+        return getattr(module, function)(*args)
     except ConfigError as error:
         raise ConfigError(str(error) if FLAG in str(error) else f"{flag}: {error}") from None
     except (Exception, SystemExit) as error:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jaxlm.core.config import ConfigError
 from jaxlm.jobs import Launch
 
 GIB = 2**30
@@ -28,7 +29,8 @@ class Finding(NamedTuple):
 
 def main(launch: Launch) -> int:
     """Prints a line a finding; 1 if something is wrong."""
-    del launch
+    if launch.config or launch.workdir or launch.overrides:
+        raise ConfigError("--job=doctor looks at the machine: leave --config and --workdir out")
     findings = list(examine())
     for finding in findings:
         print(f"{finding.what:12}{finding.says}")

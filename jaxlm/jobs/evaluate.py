@@ -20,7 +20,7 @@ from jaxlm.jobs.setup import (
     require_workdir,
     validation_batches,
 )
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import Layout, MeshConfig
 
@@ -35,13 +35,11 @@ def main(launch: Launch) -> int:
     data = prepare_data(run.cfg, run.tokenizer)
     check_corpus(run.cfg, data.corpus, run.corpus, run.checkpoint)
     evaluate = make_evaluator(
-        transformer.build(
-            run.cfg.model, **backends_of(run.cfg, layout).options, **layout.functions
-        ),
+        kinds.build(run.cfg.model, **backends_of(run.cfg, layout).options, **layout.functions),
         token_bytes=run.tokenizer.token_bytes,
         vocab_chunk=run.cfg.train.vocab_chunk,
     )
-    result = evaluate(run.params, validation_batches(run.cfg, data, layout.num_rows))
+    result = evaluate(run.settled, validation_batches(run.cfg, data, layout.num_rows))
     if launch.flags.output == "json":
         print(json.dumps({"step": run.step, **finite_or_none(result)}))
     else:
@@ -58,5 +56,5 @@ def layout_here(cfg: RunConfig) -> Layout:
     mesh = cfg.mesh
     if (mesh.data or 1) * mesh.fsdp * mesh.tensor > jax.device_count():
         mesh = MeshConfig(data=1)
-    specs = transformer.param_specs(cfg.model)
+    specs = kinds.param_specs(cfg.model)
     return layout_of(dataclasses.replace(cfg, mesh=mesh), specs)

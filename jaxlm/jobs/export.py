@@ -48,7 +48,7 @@ def main(launch: Launch) -> int:
 def _write_model(target: pathlib.Path, folder: pathlib.Path, run: TrainedRun) -> None:
     pretrained.save_weights(target, run.cfg.model, run.params)
     usage_file = folder / USAGE_FILE
-    usage = workdir.load_json(usage_file) if usage_file.exists() else {}
+    usage = workdir.load_json(usage_file, dict) if usage_file.exists() else {}
     if run.tokenizer.kind == "characters":
         print("left out  the tokenizer: transformers has none of characters")
     else:

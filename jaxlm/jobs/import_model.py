@@ -22,7 +22,7 @@ from jaxlm.jobs.sources import (
     tokenizer_of_source,
     usage_of_source,
 )
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.models.lora import LoraConfig
 from jaxlm.tokenizers import TokenizerConfig, save_tokenizer
 from jaxlm.train.config import RunConfig
@@ -36,7 +36,7 @@ def main(launch: Launch) -> int:
     adapter = pathlib.Path(source) if source and is_adapter(source) else None
     cfg = _config(launch, None if adapter else source)
     given = f"{SOURCE_FLAG}={cfg.train.init_from}"
-    base = open_base(cfg, transformer.build(cfg.model))
+    base = open_base(cfg, kinds.build(cfg.model))
     check_same_model(base.cfg.model, cfg.model, f"{given}: an import keeps")
     params, adapter_cfg = base.params, LoraConfig()
     if adapter:

@@ -78,7 +78,11 @@ def show_compiled(sizes: Any, limit: int | None) -> bool:
 
 
 def show_nearest(
-    cfg: RunConfig, devices: Sequence[Any], limit: int | None, attention: Choice, less_than: int
+    cfg: RunConfig,
+    devices: Sequence[Any],
+    limit: int | None,
+    attention: Choice | None,
+    less_than: int,
 ) -> list[str]:
     """Prints what to change so that a step fits, by our count, and returns the flags.
 

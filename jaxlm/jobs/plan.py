@@ -15,7 +15,7 @@ from jaxlm.analysis import flops, roofline
 from jaxlm.analysis.hlo import Collective
 from jaxlm.analysis.memory import LayerBytes
 from jaxlm.core.config import FLAG, ConfigError, flatten
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.models.backends import Choice, choose_linear
 from jaxlm.train import estimates
 from jaxlm.train.config import RunConfig
@@ -54,28 +54,30 @@ class Candidate(NamedTuple):
         return f"{self.layout.description}, {batches}, remat {self.cfg.model.remat}"
 
 
-def candidates(cfg: RunConfig, devices: Sequence[Any], attention: Choice) -> list[Candidate]:
+def candidates(cfg: RunConfig, devices: Sequence[Any], attention: Choice | None) -> list[Candidate]:
     """Every way to run the step of `cfg` that divides among the devices, the fastest first."""
-    model = transformer.param_specs(cfg.model)
+    model = kinds.param_specs(cfg.model)
     kind = devices[0].device_kind
     program = make_program(cfg, np.ones(cfg.model.vocab_size, np.int32))
     shapes = jax.eval_shape(lambda: program.init(cfg.seed, hyper_values(cfg)))
     frozen = {} if cfg.lora.rank is None else model
-    layers: dict[Any, Any] = {}
+    has_remat = "remat" in {field.name for field in dataclasses.fields(cfg.model)}
+    remats = [{"remat": remat} for remat in REMATS] if has_remat else [{}]
+    layers: dict[Any, LayerBytes] = {}
     found = []
     for layout, mesh in _layouts(cfg, model, devices):
         state = layout.state(shapes, trained_specs(cfg, model), frozen)
         for parts in _divisors(cfg.data.batch_size):
-            if cfg.data.batch_size // parts % layout.num_rows:
+            if cfg.data.batch_size // parts % layout.num_rows or (parts > 1 and cfg.model.carries):
                 continue
-            for remat in REMATS:
+            for remat in remats:
                 each = dataclasses.replace(
                     cfg,
                     mesh=mesh,
-                    model=dataclasses.replace(cfg.model, remat=remat),
+                    model=dataclasses.replace(cfg.model, **remat),
                     train=dataclasses.replace(cfg.train, num_microbatches=parts),
                 )
-                key = (remat, *sorted(estimates.split_axes(layout).items()))
+                key = (each.model.remat, *sorted(estimates.split_axes(layout).items()))
                 if key not in layers:
                     layers[key] = _layer_of(each, layout, attention)
                 held = estimates.held(each, layout, state, layers[key])
@@ -108,26 +110,29 @@ def least_time(
     layout: Layout,
     state: TrainState,
     sent: Mapping[str, Collective],
-    attention: Choice,
+    attention: Choice | None,
     kind: str,
 ) -> roofline.Bound | None:
     """The roofline of a step on devices of this kind; None where their speed is not known."""
     chip, peak = roofline.chip_of(kind), flops.peak_flops(kind, "bfloat16")
     if chip is None or peak is None:
         return None
-    made_of_products = attention.name in ("plain", "split")  # so that remat=dots keeps them
+    # So that remat=dots keeps them.
+    made_of_products = attention is None or attention.name in ("plain", "split")
     work = estimates.work_of_device(cfg, layout, state, sent, made_of_products)
     return roofline.bound(work, chip, peak)
 
 
-def held_by(cfg: RunConfig, layout: Layout, state: TrainState, attention: Choice) -> Held:
+def held_by(cfg: RunConfig, layout: Layout, state: TrainState, attention: Choice | None) -> Held:
     """What a step of `cfg` itself holds, by our count. state: shapes and shardings."""
     return estimates.held(cfg, layout, state, _layer_of(cfg, layout, attention))
 
 
-def _layer_of(cfg: RunConfig, layout: Layout, attention: Choice) -> LayerBytes:
-    linear = choose_linear(estimates.platform_of(layout))
-    return estimates.layer_of_device(cfg, layout, attend=attention.attend, linear=linear)
+def _layer_of(cfg: RunConfig, layout: Layout, attention: Choice | None) -> LayerBytes:
+    functions = {"linear": choose_linear(estimates.platform_of(layout))}
+    if attention is not None:
+        functions["attend"] = attention.attend
+    return estimates.layer_of_device(cfg, layout, **functions)
 
 
 def _layouts(

@@ -19,7 +19,6 @@ from jaxlm.jobs import plan, processes
 from jaxlm.jobs.compile import DoesNotFitError, compile_step, out_of_memory
 from jaxlm.jobs.memory_table import (
     compiled_bytes,
-    mib,
     show_compiled,
     show_held,
     show_nearest,
@@ -35,17 +34,21 @@ NEAR = 0.7  # of what there is; our count is off by a fifth at most, see configs
 
 
 def has_room(
-    cfg: RunConfig, layout: Layout, program: PlacedProgram, attention: Choice, limit: int | None
+    cfg: RunConfig,
+    layout: Layout,
+    program: PlacedProgram,
+    attention: Choice | None,
+    limit: int | None,
 ) -> bool:
     """Whether the step fits; where it does not, says why, what it holds and what would fit.
 
     limit: bytes of a device; None where that is not known. All processes get the same answer.
     """
     state = program.state
-    exact = estimates.device_bytes((state.params, state.opt_state, state.frozen))
+    exact = estimates.state_bytes(state)
     problem, sizes, near = None, None, False
     if limit is not None and exact > limit:
-        problem = f"weights and optimizer alone are {mib(exact):,.0f} MiB a device"
+        problem = f"its weights and their optimizer alone take {gib(exact)} GiB a device"
     elif limit is not None and estimates.at_most(cfg, layout, state) > NEAR * limit:
         near = plan.held_by(cfg, layout, state, attention).total > NEAR * limit
     if processes.largest(int(near)) and problem is None:
@@ -55,17 +58,21 @@ def has_room(
         try:
             sizes = compile_step(cfg, program).memory_analysis()
             if limit is not None and compiled_bytes(sizes) > limit:
-                problem = f"a step needs {mib(compiled_bytes(sizes)):,.0f} MiB a device"
+                problem = f"a step takes {gib(compiled_bytes(sizes))} GiB a device"
         except DoesNotFitError as error:
             problem = f"a step {error}"
     if not processes.largest(int(problem is not None)):
         return True
     problem = problem or "another process has not the memory"
-    room = "" if limit is None else f"; {mib(limit):,.0f} MiB are free"
+    room = "" if limit is None else f", {gib(limit)} are free"
     print(f"launch.py: this run does not fit: {problem}{room}", file=sys.stderr)
     with contextlib.redirect_stdout(sys.stderr):
         show_table(cfg, layout, program, attention, limit, sizes)
     return False
+
+
+def gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.1f}"
 
 
 def ran_out(error: Exception) -> bool:
@@ -79,7 +86,7 @@ def explain(
     cfg: RunConfig,
     layout: Layout,
     program: PlacedProgram,
-    attention: Choice,
+    attention: Choice | None,
     limit: int | None,
 ) -> None:
     """Says in a line, a table and flags what an error is about that `ran_out` knows.
@@ -97,7 +104,7 @@ def show_table(
     cfg: RunConfig,
     layout: Layout,
     program: PlacedProgram,
-    attention: Choice,
+    attention: Choice | None,
     limit: int | None,
     sizes: Any = None,
 ) -> list[str]:

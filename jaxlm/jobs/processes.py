@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxlm.core.config import ConfigError
+from jaxlm.io.checkpoints import CheckpointError
 
 # Seconds: until a process that is silent counts as dead, and for the others to end in order.
 HEARTBEAT, SHUTDOWN, CONNECT = 60, 30, 300
@@ -120,10 +121,11 @@ def end_together() -> Iterator[None]:
             raise
         text = " ".join(str(error).split())
         me = f"process {jax.process_index()} of {jax.process_count()}"
-        if isinstance(error, ConfigError):
+        mended = isinstance(error, ConfigError) and not isinstance(error, CheckpointError)
+        if not mended and any(word in text for word in _LOST):
+            line, code = f"{me}: another one ended or cannot be reached ({text[:200]}); {_AGAIN}", 1
+        elif isinstance(error, ConfigError):
             line, code = text, 2
-        elif any(word in text for word in _LOST):
-            line, code = f"{me}: another one ended or cannot be reached ({text[:120]}); {_AGAIN}", 1
         else:
             line, code = traceback.format_exc(), 1
         print(f"launch.py: {line}", file=sys.stderr, flush=True)

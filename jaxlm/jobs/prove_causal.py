@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.analysis import information_flow as flow
+from jaxlm.core.config import FLAG
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config
+from jaxlm.jobs.room import check_memory, host_bytes, require_room
 from jaxlm.jobs.setup import backends_of
-from jaxlm.models import transformer
+from jaxlm.models import kinds, transformer
 from jaxlm.models.backends import TOLERANCE
-from jaxlm.models.transformer import TransformerConfig
+from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.reports.figures import heat_maps
 from jaxlm.train.config import RunConfig
 
@@ -26,13 +28,14 @@ DRAWN = 48  # places along the sides of the figure
 class Finding(NamedTuple):
     """What was measured of one model, and what it should be.
 
-    measured, allowed: as `flow.first_offence` takes them. difference: of the logits from those of
-    the forward pass, as a share of the largest; 0 where they are not compared.
+    measured, allowed, required: as `flow.first_offence` takes them. difference: of the logits from
+    those of the forward pass, as a share of the largest; 0 where they are not compared.
     """
 
     what: str
     measured: np.ndarray
     allowed: np.ndarray
+    required: np.ndarray
     difference: float = 0.0
 
 
@@ -40,10 +43,18 @@ def main(launch: Launch) -> int:
     compile_cache.enable()
     cfg, name = launch_config(launch)
     m = cfg.model
+    require_room(
+        m.context_length**2,
+        host_bytes() or 0,
+        f"{FLAG}model.context_length={m.context_length}: a mark for each pair of tokens",
+        "lower it",
+    )
+    with_ids = dataclasses.replace(m, vocab_size=m.context_length + flow.NUM_FREE_IDS)
+    check_memory(cfg, kinds.param_specs(with_ids))
     apart = "kept apart" if cfg.data.mask_documents else "read across"
     print(
-        f"config    {name}: context {m.context_length}, {m.num_layers} layers, {m.positions} "
-        f"positions, window {m.window or 'none'}, documents {apart}, {m.dtype}"
+        f"config    {name}: {m.summary}, window {getattr(m, 'window', None) or 'none'}, documents "
+        f"{apart}, {m.dtype}"
     )
     queries, proved, found = flow.queries_of(m.context_length), True, []
     for finding in findings(cfg, queries):
@@ -58,7 +69,7 @@ def main(launch: Launch) -> int:
 
 
 def findings(cfg: RunConfig, queries: np.ndarray) -> Iterator[Finding]:
-    """All that is on trial: each way to compute attention, in the whole model and in one layer.
+    """All that is on trial: each way to compute the model, and of attention also one layer.
 
     Of one layer without its skip connection the dependence is that of its attention, so that a
     query that fails to read itself shows, too.
@@ -70,26 +81,29 @@ def findings(cfg: RunConfig, queries: np.ndarray) -> Iterator[Finding]:
         S, seed=cfg.seed, order=cfg.data.order, mask_documents=cfg.data.mask_documents
     )
     whole = row._replace(document=np.zeros_like(row.document), segment_ids=None)
-    one_layer = dataclasses.replace(model_cfg, num_layers=1, residual=0.0)
-    backends = backends_of(cfg)
-    trained = f"{backends.attention.name} attention, as in training"
-    for depth, part in (("", model_cfg), (", one layer alone", one_layer)):
-        allowed = flow.readable(row, reach(part))
+    backends, parts = backends_of(cfg), {"": model_cfg}
+    name = None if backends.attention is None else backends.attention.name
+    if isinstance(model_cfg, transformer.TransformerConfig):
+        parts[", one layer alone"] = dataclasses.replace(model_cfg, num_layers=1, residual=0.0)
+    for depth, part in parts.items():
+        allowed = _readable(row, part)
         measured, plain = measure(part, row, queries, forward, **backends.options)
-        yield Finding(trained + depth, measured, allowed)
-        if backends.attention.name != "plain":
+        trained = f"{name} attention, as in training" if name else "as in training"
+        yield Finding(trained + depth, measured, *allowed)
+        if name not in (None, "plain"):
             measured, plain = measure(part, row, queries, forward)
-            yield Finding(f"plain attention{depth}", measured, allowed)
+            yield Finding(f"plain attention{depth}", measured, *allowed)
         if row.segment_ids is not None:
             _, plain = measure(part, whole, queries[:1], forward)
         measured, cached = measure(part, whole, queries, flow.cached_logits)
         difference = float(np.max(np.abs(cached - plain)) / np.max(np.abs(plain)))
-        allowed = flow.readable(whole, reach(part))
-        yield Finding(f"cached decoding{depth}", measured, allowed, difference)
+        allowed = _readable(whole, part)
+        yield Finding(f"cached decoding{depth}", measured, *allowed, difference)
 
 
-def reach(cfg: TransformerConfig) -> int | None:
-    return None if cfg.window is None else cfg.num_layers * (cfg.window - 1)
+def _readable(row: flow.Row, cfg: AnyModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """What may be read, and what of it must."""
+    return flow.readable(row, cfg.reach), flow.readable(row, cfg.sure_reach)
 
 
 def forward(model: Any, params: Any, tokens: Any, segment_ids: Any = None) -> Any:
@@ -98,14 +112,16 @@ def forward(model: Any, params: Any, tokens: Any, segment_ids: Any = None) -> An
 
 
 def measure(
-    cfg: TransformerConfig, row: flow.Row, queries: np.ndarray, logits_of: Callable, **build: Any
+    cfg: AnyModelConfig, row: flow.Row, queries: np.ndarray, logits_of: Callable, **build: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """The dependence f32[Q, S] of the logits on the row, and the logits f32[1, S, V]."""
-    model = transformer.build(cfg, **build)
+    model = kinds.build(cfg, **build)
     segments = () if row.segment_ids is None else (jnp.asarray(row.segment_ids)[None],)
 
     @jax.jit
     def run(params, tokens, queries, key):
+        params = model.settle(params, model.init_carry(1))
+
         def of_table(table):
             return logits_of(model, params | {"embed": table}, tokens[None], *segments)
 
@@ -119,7 +135,7 @@ def measure(
 
 def problem_of(finding: Finding, queries: np.ndarray, tolerance: float) -> str | None:
     """One line with what disproves it, or None."""
-    offence = flow.first_offence(finding.measured, queries, finding.allowed)
+    offence = flow.first_offence(finding.measured, queries, finding.allowed, finding.required)
     if offence is not None:
         return str(offence)
     if not finding.difference <= tolerance:
@@ -128,10 +144,10 @@ def problem_of(finding: Finding, queries: np.ndarray, tolerance: float) -> str |
 
 
 def summary(finding: Finding, queries: np.ndarray) -> str:
-    allowed = finding.allowed[queries]
+    allowed, required = finding.allowed[queries], finding.required[queries]
     text = (
         f"of {allowed.size:,} derivatives the {np.sum(~allowed):,} that must be zero are, the "
-        f"{np.sum(allowed):,} that must not be are not"
+        f"{np.sum(required):,} that must not be are not"
     )
     if finding.what.startswith("cached"):
         text += f"; logits within {finding.difference:.0e} of the forward pass"
@@ -140,7 +156,7 @@ def summary(finding: Finding, queries: np.ndarray) -> str:
 
 def draw(found: list[Finding], queries: np.ndarray, folder: pathlib.Path) -> pathlib.Path:
     """Writes prove_causal.svg and .png: the first places, or those around the first offence."""
-    offences = (flow.first_offence(f.measured, queries, f.allowed) for f in found)
+    offences = (flow.first_offence(f.measured, queries, f.allowed, f.required) for f in found)
     worst = next((offence.t for offence in offences if offence), 0)
     first = max(0, min(int(np.searchsorted(queries, worst)) - DRAWN // 2, len(queries) - DRAWN))
     rows = slice(first, first + DRAWN)

@@ -33,7 +33,6 @@ from jaxlm.jobs.setup import (
     Data,
     decoding_model,
     finite_or_none,
-    max_positions,
     model_weights,
     validation_batches,
 )
@@ -85,6 +84,7 @@ class Recorder:
         self._saved_step = start if start else None
         self._frozen: str | None = None  # fingerprint of state.frozen, once it is saved
         self._step = start
+        self._model = model
         self._evaluate = make_evaluator(
             model, token_bytes=data.tokenizer.token_bytes, vocab_chunk=cfg.train.vocab_chunk
         )
@@ -192,7 +192,8 @@ class Recorder:
         """Writes and returns what the finished run came to."""
         cfg = self.cfg
         records = metric_log.read(self.folder / METRICS_FILE)
-        validations = [r for r in records if r["split"] == "validation" and r["loss"] is not None]
+        validations = [r for r in records if r.get("split") == "validation"]
+        validations = [r for r in validations if r.get("loss") is not None]
         best = min(validations, key=lambda record: record["loss"], default={})
         summary = {
             "step": self._step,
@@ -302,7 +303,8 @@ class Recorder:
         return self.validation["loss"]
 
     def _weights(self, state: TrainState) -> Params:
-        return model_weights(self.cfg, state.params, state.frozen)
+        params = model_weights(self.cfg, state.params, state.frozen)
+        return self._model.settle(params, state.carry)
 
     def _write_samples(self, step: int, state: TrainState) -> None:
         weights = self._weights(state)
@@ -344,7 +346,7 @@ def sample_request(cfg: RunConfig, data: Data) -> tuple[np.ndarray, int]:
             prompt = tokenizer.encode(train.sample_prompt, allow_special=True)
         except ConfigError as error:
             raise ConfigError(f"{FLAG}train.sample_prompt: {error}") from None
-    room = max_positions(cfg.model)
+    room = cfg.model.max_positions
     if room is None:
         return prompt, train.sample_tokens
     if len(prompt) > room:

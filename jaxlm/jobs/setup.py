@@ -19,9 +19,10 @@ from jaxlm.data.token_file import cached_token_file, open_token_file
 from jaxlm.io import checkpoints, frozen
 from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch, long_texts
-from jaxlm.models import lora, transformer
+from jaxlm.models import kinds, lora
 from jaxlm.models.api import LanguageModel
 from jaxlm.models.backends import Choice, choose_attend, choose_linear, choose_unroll
+from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
@@ -111,10 +112,18 @@ def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 
 
 class Backends(NamedTuple):
-    """options: as `transformer.build` takes them. attention: which one, and why."""
+    """options: as the model's `build` takes them. attention: which one, and why; None without."""
 
     options: dict[str, Any]
-    attention: Choice
+    attention: Choice | None
+
+    @property
+    def on_one_device(self) -> dict[str, Any]:
+        """The options of a program in which nothing is split."""
+        return self.options | ({"attend": self.attention.attend} if self.attention else {})
+
+    def __str__(self) -> str:
+        return f"{self.attention.name}: {self.attention.why}" if self.attention else "none"
 
 
 def backends_of(
@@ -132,7 +141,13 @@ def backends_of(
     Raises:
       ConfigError: the one it names cannot do what the model needs, or not here.
     """
-    name, segments = cfg.train.attention, cfg.data.mask_documents
+    segments, name = cfg.data.mask_documents, cfg.train.attention
+    if not isinstance(cfg.model, TransformerConfig):
+        if name != "auto":
+            raise ConfigError(
+                f"{FLAG}train.attention={name}: {FLAG}model.kind={cfg.model.kind} has no attention"
+            )
+        return Backends({"linear": choose_linear(platform)}, None)
     try:
         choice = choice or choose_attend(name, cfg.model, segments=segments, platform=platform)
     except ValueError as error:
@@ -163,18 +178,9 @@ def layout_of(
     return make_layout(cfg.mesh, specs, num_rows=rows, devices=devices)
 
 
-def decoding_model(cfg: TransformerConfig) -> LanguageModel:
-    """The model to write text with: attention reaches back no further than it did in training.
-
-    So a text may grow past the context length without distances the model has never seen.
-    """
-    window = min(cfg.window or cfg.context_length, cfg.context_length)
-    return transformer.build(dataclasses.replace(cfg, window=window))
-
-
-def max_positions(cfg: TransformerConfig) -> int | None:
-    """How long a text the model can hold; None where positions come from a formula."""
-    return cfg.context_length if cfg.positions == "learned" else None
+def decoding_model(cfg: AnyModelConfig) -> LanguageModel:
+    """The model to write text with."""
+    return kinds.build(cfg.to_decode())
 
 
 def model_weights(cfg: RunConfig, params: Params, base: Params) -> Params:
@@ -191,6 +197,7 @@ class TrainedRun(NamedTuple):
     """A run's folder, opened for reading.
 
     params: of the whole model, adapters merged. checkpoint: where they come from.
+    settled: the params to evaluate and write text with.
     adapters: as they are in the checkpoint; {} where the run trains every weight.
     corpus: fingerprint of the text they were trained on; None where they were imported.
     """
@@ -199,6 +206,7 @@ class TrainedRun(NamedTuple):
     tokenizer: Tokenizer
     model: LanguageModel
     params: Any
+    settled: Any
     step: int
     checkpoint: pathlib.Path
     corpus: str | None
@@ -246,18 +254,20 @@ def open_run(
         raise ConfigError(f"{flag}={workdir}: holds no {which} checkpoint yet")
     path, manifest = found
     check_tokenizer(manifest, tokenizer, path)
-    model = transformer.build(cfg.model)
+    model = kinds.build(cfg.model)
     abstract = abstract_weights(trained_specs(cfg, model.specs), layout)
     trained = checkpoints.restore(path, abstract, part="params")
     base = restore_frozen(workdir, manifest, model, layout)
+    params = model_weights(cfg, trained, base)
     return TrainedRun(
         cfg=cfg,
         tokenizer=tokenizer,
         model=model,
-        params=model_weights(cfg, trained, base),
+        params=params,
+        settled=model.settle(params, restore_carry(cfg, path, model)),
         step=manifest["step"],
         checkpoint=path,
-        corpus=manifest["extra"]["corpus"],
+        corpus=manifest["extra"].get("corpus"),
         adapters={} if cfg.lora.rank is None else trained,
     )
 
@@ -275,6 +285,12 @@ def restore_frozen(
     if digest is None:
         return {}
     return frozen.restore(workdir, digest, abstract_weights(model.specs, layout))
+
+
+def restore_carry(cfg: RunConfig, path: pathlib.Path, model: LanguageModel) -> Any:
+    """What the model of a checkpoint handed on from batch to batch; {} for nothing."""
+    abstract = jax.eval_shape(functools.partial(model.init_carry, cfg.data.batch_size))
+    return checkpoints.restore(path, abstract, part="carry") if abstract else {}
 
 
 def check_tokenizer(manifest: dict, tokenizer: Tokenizer, path: pathlib.Path) -> None:

@@ -11,9 +11,9 @@ from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.interop import pretrained
 from jaxlm.io import workdir
 from jaxlm.jobs.setup import TOKENIZER_FILE, TrainedRun, open_run
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.models.api import LanguageModel
-from jaxlm.models.transformer import TransformerConfig
+from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from jaxlm.train.config import RunConfig, TrainConfig
 from jaxlm.train.layouts import Layout
@@ -53,14 +53,14 @@ def tokenizer_of_source(cfg: RunConfig) -> Tokenizer | None:
     return load_tokenizer(pathlib.Path(source) / TOKENIZER_FILE)
 
 
-def usage_of_source(source: str | None) -> dict[str, str]:
+def usage_of_source(source: str | None) -> dict[str, Any]:
     """How the source's tokenizer is used, see `pretrained.load_usage`; {} where it does not say."""
     if source is None:
         return {}
     if pretrained.is_pretrained(source):
         return pretrained.load_usage(source)
     path = pathlib.Path(source) / USAGE_FILE
-    return workdir.load_json(path) if path.exists() else {}
+    return workdir.load_json(path, dict) if path.exists() else {}
 
 
 def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None) -> TrainedRun:
@@ -71,7 +71,7 @@ def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None
         has, or cfg.model would compute something else with a base that adapters are added to.
     """
     source = cfg.train.init_from
-    specs = transformer.param_specs(_require(source).model)
+    specs = kinds.param_specs(_require(source).model)
     try:
         params_lib.check_params(params_lib.abstract_params(specs), model.specs)
     except ValueError as error:
@@ -87,7 +87,7 @@ def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None
     return base
 
 
-def check_same_model(base: TransformerConfig, given: TransformerConfig, need: str) -> None:
+def check_same_model(base: AnyModelConfig, given: AnyModelConfig, need: str) -> None:
     """Raises ConfigError, beginning with `need`, where equal weights would compute otherwise."""
     other = [
         line for line in config_lib.diff(base, given) if line.partition(":")[0] not in FREE_OF_BASE
@@ -121,8 +121,9 @@ def _open_pretrained(
     return TrainedRun(
         cfg=RunConfig(model=cfg),
         tokenizer=pretrained.load_tokenizer(source),
-        model=transformer.build(cfg),
+        model=kinds.build(cfg),
         params=params,
+        settled=params,
         step=0,
         checkpoint=source,
         corpus=None,

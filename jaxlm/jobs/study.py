@@ -9,11 +9,20 @@ from types import ModuleType
 from typing import Any
 
 from jaxlm.core import results as results_lib
-from jaxlm.core.config import FLAG, ConfigError, apply_overrides, nearest, to_dict
+from jaxlm.core.config import (
+    FLAG,
+    ConfigError,
+    apply_overrides,
+    check_numbers,
+    from_dict,
+    nearest,
+    to_dict,
+)
 from jaxlm.core.results import Results, Row
 from jaxlm.io import compile_cache, metric_log, provenance, workdir
 from jaxlm.io.results import load_results, save_results
 from jaxlm.jobs import Launch
+from jaxlm.jobs.configs import run_file
 from jaxlm.jobs.devices import one_cpu_device_per_core
 from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
 from jaxlm.jobs.signals import stop_requests
@@ -49,14 +58,21 @@ def open_study(name: str) -> ModuleType:
 
 
 def study_config(study: ModuleType, launch: Launch, scale: str = "default") -> Any:
-    """The study's config: a saved one, or its defaults by scale; then what is given by path."""
+    """The study's config: a saved one, or its defaults by scale; then what is given by path.
+
+    A .py file in place of a saved one has get_config(scale) and knows its own scales.
+    """
     overrides = dict(launch.overrides)
     saved = launch.config or _saved_in(launch.workdir)
-    base = read_study_config(study, saved) if saved else study.Config()
+    if saved and saved.endswith(".py"):
+        base = _from_file(study, saved, overrides.pop("scale", scale))
+    else:
+        base = read_study_config(study, saved) if saved else study.Config()
     if "scale" in overrides or not saved:
         base = apply_overrides(base, {"scale": overrides.pop("scale", scale)})
         base = apply_overrides(base, study.SCALES.get(base.scale, {}))
     cfg = apply_overrides(base, overrides)
+    check_numbers(cfg)
     resolve = getattr(run_module(study), "resolve", None)
     return resolve(cfg) if resolve else cfg
 
@@ -67,11 +83,22 @@ def read_study_config(study: ModuleType, path: str) -> Any:
     file = pathlib.Path(path)
     file = file / workdir.CONFIG_FILE if file.is_dir() else file
     if file.suffix != ".json":
-        raise ConfigError(f"--config={path}: expected the config.json of a study")
+        raise ConfigError(
+            f"--config={path}: expected the config.json of a study, or a .py file for one"
+        )
     saved = workdir.load_json(file)
     if not isinstance(saved, dict) or saved.get("experiment") != name:
         raise ConfigError(f"--config={path}: not a config of --experiment={name}")
     return workdir.load_config(file, study.Config)
+
+
+def _from_file(study: ModuleType, path: str, scale: str) -> Any:
+    flag = f"--config={path}"
+    apply_overrides(study.Config(), {"scale": scale})  # is one
+    config = run_file(pathlib.Path(path), flag, "get_config", scale)
+    if not isinstance(config, study.Config):
+        raise ConfigError(f"{flag}: get_config(scale) gave no config of {study.__name__}")
+    return from_dict(study.Config, to_dict(config), flag)
 
 
 def _saved_in(folder: str | None) -> str | None:
@@ -130,7 +157,7 @@ def run_kept_cell(
     text = json.dumps(cell, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
     if path.exists():
-        return list(results_lib.from_json(workdir.load_json(path)).rows), None
+        return list(load_results(path).rows), None
     run, before = run_module(study), compile_cache.counts()
     named = _program_names(study)
     programs, started = compile_cache.programs_named(*named), time.perf_counter()
@@ -179,8 +206,8 @@ def redraw(study: ModuleType, folder: pathlib.Path) -> None:
             figures=study.plot(results),
             tables=study.tables(results),
             config=results.config,
-            timings=[*timings, *(workdir.load_json(measured) if measured.exists() else [])],
-            provenance=workdir.load_json(folder / PROVENANCE_FILE),
+            timings=[*timings, *(workdir.load_json(measured, list) if measured.exists() else [])],
+            provenance=workdir.load_json(folder / PROVENANCE_FILE, dict),
             notes=getattr(study, "NOTES", []),
         ),
     )

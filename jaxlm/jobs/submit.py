@@ -8,13 +8,14 @@ import contextlib
 import functools
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 from typing import Any
 
 from jaxlm.core.config import ConfigError
-from jaxlm.jobs import Launch
+from jaxlm.jobs import Launch, study
 from jaxlm.jobs.configs import launch_config
 from jaxlm.jobs.sweep import read_sweep
 
@@ -47,6 +48,8 @@ def main(launch: Launch) -> int:
         raise ConfigError("--array: of which sweep? give --sweep")
     elif flags.experiment is None:
         launch_config(launch)
+    elif flags.experiment != study.ALL:
+        study.study_config(study.open_study(flags.experiment), launch)
     try:
         import submitit
         from submitit.core.utils import FailedJobError
@@ -55,6 +58,7 @@ def main(launch: Launch) -> int:
             f"--launcher={flags.launcher} needs submitit: pip install -e '.[slurm]'"
         ) from None
     folder = pathlib.Path(flags.workdir).absolute() / FOLDER
+    is_new = not folder.exists()
     try:
         # Each start goes on from where the last one was: as often as it takes.
         executor = submitit.AutoExecutor(
@@ -64,6 +68,10 @@ def main(launch: Launch) -> int:
         with executor.batch():
             jobs = [executor.submit(Command(command, flags.nodes)) for command in commands]
     except (RuntimeError, OSError, FailedJobError) as error:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is kept where something else is in it
+                folder.parent.rmdir()
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"--launcher={flags.launcher}: {reason}") from None
     for job, command in zip(jobs, commands, strict=True):

@@ -23,6 +23,7 @@ from jaxlm.io.results import write_table
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config, run_file
 from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
+from jaxlm.jobs.room import check_memory
 from jaxlm.jobs.setup import (
     Data,
     backends_of,
@@ -34,7 +35,7 @@ from jaxlm.jobs.setup import (
 from jaxlm.jobs.signals import stop_requests
 from jaxlm.jobs.sources import open_base, tokenizer_of_source
 from jaxlm.jobs.train import check_source
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.sweep_report import (
     FinishedPoint,
@@ -43,7 +44,7 @@ from jaxlm.reports.sweep_report import (
     settings_of,
     write_sweep_report,
 )
-from jaxlm.train.config import RunConfig
+from jaxlm.train.config import RunConfig, TrainConfig
 from jaxlm.train.layouts import MeshConfig
 from jaxlm.train.population import compile_population, means, stack_hypers, start_all_from
 from jaxlm.train.program import Group, group_by_structure, hyper_values, make_program, trained_specs
@@ -83,7 +84,7 @@ def main(launch: Launch) -> int:
     groups = group_by_structure(configs)
     bases = open_bases(groups)
     for group in groups:  # refuses what cannot be trained before a folder is made
-        trained_specs(group.cfg, transformer.param_specs(group.cfg.model))
+        check_memory(group.cfg, trained_specs(group.cfg, kinds.param_specs(group.cfg.model)))
         backends_of(group.cfg)
         for place in group.members:
             hyper_values(configs[place], group.traced)
@@ -126,7 +127,9 @@ def read_sweep(launch: Launch) -> Sweep:
         known = f" (in {path.parent}: {', '.join(near)})" if near else ""
         raise ConfigError(f"{flag}: expected a .py file with get_sweep(){known}")
     points = run_file(path, flag, "get_sweep")
-    if not isinstance(points, list) or not all(isinstance(p, dict) for p in points):
+    if not isinstance(points, list) or not all(
+        isinstance(point, dict) and all(isinstance(path, str) for path in point) for point in points
+    ):
         raise ConfigError(f"{flag}: get_sweep() must return a list of points; build it with axis()")
     if not points:
         raise ConfigError(f"{flag}: get_sweep() gave no points")
@@ -143,12 +146,35 @@ def read_sweep(launch: Launch) -> Sweep:
             configs.append(apply_overrides(base, point))
         except ConfigError as error:
             raise ConfigError(f"{flag}: point {number}: {error}") from None
+        check_train(configs[-1].train, f"{flag}: point {number}")
         if configs[-1].mesh != MeshConfig() or configs[-1].train.parallel != "jit":
             raise ConfigError(
                 f"{flag}: point {number}: a sweep spreads its runs over the devices, each of them "
                 "on one: leave mesh and train.parallel as they are"
             )
     return Sweep(path.stem, base, points, configs)
+
+
+def check_train(train: TrainConfig, where: str) -> None:
+    """Raises ConfigError for what a run does beside its steps and a lane of a program cannot do.
+
+    A lane whose loss is not finite stays so and is reported as diverged, or with skip leaves those
+    steps out; the others go on.
+    """
+    refused = {
+        "on_nonfinite=rollback": train.on_nonfinite == "rollback",
+        "spike_sigmas without on_nonfinite=skip": (
+            train.spike_sigmas is not None and train.on_nonfinite != "skip"
+        ),
+        "trackers": train.trackers,
+        "profile_steps": train.profile_steps is not None,
+    }
+    for name, asked in refused.items():
+        if asked:
+            raise ConfigError(
+                f"{where}: {FLAG}train.{name}: not in a sweep, whose runs are lanes of "
+                "one program; leave it out, or train the point alone"
+            )
 
 
 def open_data(sweep: Sweep) -> Callable[[RunConfig], Data]:
@@ -171,7 +197,7 @@ def open_bases(groups: Sequence[Group]) -> list[Any]:
     return [
         None
         if group.cfg.train.init_from is None
-        else open_base(group.cfg, transformer.build(group.cfg.model)).params
+        else open_base(group.cfg, kinds.build(group.cfg.model)).params
         for group in groups
     ]
 
@@ -185,6 +211,8 @@ def save_sweep(folder: pathlib.Path, sweep: Sweep) -> None:
     }
     path = folder / SWEEP_FILE
     if not path.exists():
+        if (folder / workdir.CONFIG_FILE).exists():
+            raise ConfigError(f"--workdir={folder}: holds a run or a study; choose another folder")
         (folder / POINTS).mkdir(parents=True, exist_ok=True)
         workdir.save_json(path, saved)
     elif workdir.load_json(path) != saved:
@@ -368,7 +396,7 @@ def finish(folder: pathlib.Path, sweep: Sweep) -> None:
     """The table of all points, the best setting, figures and the report."""
     finished = []
     for place, point in enumerate(sweep.points):
-        rows = workdir.load_json(point_folder(folder, place) / "rows.json")
+        rows = workdir.load_json(point_folder(folder, place) / "rows.json", list)
         finished.append(FinishedPoint(point, rows))
     axes = sweep_lib.axes_of(sweep.points)
     fields = list(dict.fromkeys(path for point in sweep.points for path in point))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxlm.core import params as params_lib
-from jaxlm.core.config import FLAG, ConfigError
+from jaxlm.core.config import FLAG, ConfigError, diff
 from jaxlm.data.batches import batch_at, num_windows
 from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
 from jaxlm.jobs import Launch, bad_steps, preflight, processes
@@ -29,6 +29,7 @@ from jaxlm.jobs.recorder import (
     Recorder,
     sample_request,
 )
+from jaxlm.jobs.room import check_batches
 from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Backends,
@@ -44,8 +45,9 @@ from jaxlm.jobs.setup import (
     with_vocabulary,
 )
 from jaxlm.jobs.sources import USAGE_FILE, open_base, tokenizer_of_source, usage_of_source
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.models.api import LanguageModel
+from jaxlm.models.lora import LoraConfig
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import load_tokenizer, save_tokenizer
@@ -87,10 +89,11 @@ def main(launch: Launch) -> int:
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
     hypers = hyper_values(cfg)
     sample_request(cfg, data)
-    layout = layout_of(cfg, transformer.param_specs(cfg.model))
+    layout = layout_of(cfg, kinds.param_specs(cfg.model))
     backends = backends_of(cfg, layout)
-    model = transformer.build(cfg.model, **backends.options, **layout.functions)
+    model = kinds.build(cfg.model, **backends.options, **layout.functions)
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
+    check_batches(cfg)
     program = program_of(cfg, data, layout, backends, hypers)
     limit, attention = memory_of(layout), backends.attention
     done = saved is not None and finished(folder, cfg) is not None
@@ -124,7 +127,7 @@ def main(launch: Launch) -> int:
         for change in changes:
             print(f"changed   {change}")
         describe(cfg, data, model, hypers)
-        print(f"attention {attention.name}: {attention.why}")
+        print(f"attention {backends}")
         if jax.device_count() > 1:
             print(f"devices   {layout.mesh.size} of {jax.device_count()}: {layout.description}")
         try:
@@ -155,14 +158,17 @@ def main(launch: Launch) -> int:
 def program_of(
     cfg: RunConfig, data: Data, layout: Layout, backends: Backends, hypers: dict[str, float]
 ) -> PlacedProgram:
-    options = backends.options
-    if cfg.train.parallel == "pmap":  # in which nothing is split any more
-        options = {**options, "attend": backends.attention.attend}
+    """The run's own program on its devices."""
+    pmap = cfg.train.parallel == "pmap"  # in which nothing is split any more
+    options = backends.on_one_device if pmap else backends.options
     return place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
 
 
 def check_source(cfg: RunConfig) -> None:
-    """Raises ConfigError where there are adapters and no model to add them to."""
+    """Raises ConfigError where adapters are spoken of and there are none, or no model for them."""
+    if cfg.lora.rank is None and cfg.lora != LoraConfig():
+        given = "; ".join(diff(LoraConfig(), cfg.lora))
+        raise ConfigError(f"{FLAG}lora ({given}): without lora.rank there are no adapters; set it")
     if cfg.lora.rank is not None and cfg.train.init_from is None:
         raise ConfigError(
             f"{FLAG}lora.rank={cfg.lora.rank}: adapters need a trained model to be added to; name "
@@ -173,7 +179,7 @@ def check_source(cfg: RunConfig) -> None:
 def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that has done all its steps, or None."""
     path = folder / SUMMARY_FILE
-    summary = workdir.load_json(path) if path.exists() else {}
+    summary = workdir.load_json(path, dict) if path.exists() else {}
     return summary if summary.get("step") == cfg.train.num_steps else None
 
 
@@ -193,7 +199,7 @@ def check_resumable(
             f"start one from them: {FLAG}train.init_from={path.parent.parent}"
         )
     check_tokenizer(manifest, data.tokenizer, path)
-    check_corpus(cfg, data.corpus, manifest["extra"]["corpus"], path)
+    check_corpus(cfg, data.corpus, manifest["extra"].get("corpus"), path)
     if manifest["step"] > cfg.train.num_steps:
         raise ConfigError(
             f"{FLAG}train.num_steps={cfg.train.num_steps}: the run is already at step "
@@ -221,12 +227,8 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
         f"{train.num_tokens:,} tokens to train, {data.validation.num_tokens:,} to validate; "
         f"{tokenizer.vocab_size} {tokenizer.kind}"
     )
-    m, sizes = cfg.model, cfg.model.sizes
     epochs = cfg.train.num_steps * cfg.data.batch_size / windows
-    print(
-        f"model     {params_lib.count_params(model.specs):,} parameters: {sizes.N} layers, width "
-        f"{sizes.D}, {sizes.H} heads, context {m.context_length}, {m.activation}, {m.positions}"
-    )
+    print(f"model     {params_lib.count_params(model.specs):,} parameters: {cfg.model.summary}")
     if cfg.lora.rank is not None:
         num_trained = params_lib.count_params(trained_specs(cfg, model.specs))
         print(
@@ -237,8 +239,8 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
     cost = flops_per_token(cfg)
     print(
         f"cost      {cost.full / 1e6:.2f} MFLOP a token ({cost.causal / 1e6:.2f} with causal "
-        f"attention); {cfg.train.num_steps:,} steps of {cfg.data.batch_size} x {m.context_length} "
-        f"tokens are {epochs:.2f} epochs"
+        f"attention); {cfg.train.num_steps:,} steps of {cfg.data.batch_size} x "
+        f"{cfg.model.context_length} tokens are {epochs:.2f} epochs"
     )
     table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=8)
     steps = "  ".join(f"{n + 1}: {rate:.2e}" for n, rate in table)
@@ -358,8 +360,7 @@ def examine_bad_step(
     recorder.note(f"bad step  {bad.step}: {bad.problem}")
     if jax.process_count() > 1:
         return  # op by op, every one of them would have to run the same
-    options = {**backends.options, "attend": backends.attention.attend}
-    step = make_program(cfg, data.tokenizer.token_bytes, **options).step
+    step = make_program(cfg, data.tokenizer.token_bytes, **backends.on_one_device).step
     number = batch_number(bad.step - 1, recorder.passed_over)
     for line in bad_steps.examine(cfg, folder, data, step, replay(bad.step - 1), bad, number):
         recorder.note(f"          {line}")

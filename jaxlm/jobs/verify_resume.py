@@ -80,6 +80,7 @@ def shortened(cfg: RunConfig, num_steps: int, steps_per_call: int) -> RunConfig:
         sample_every=3 * SAVE_EVERY,
         sample_tokens=min(8, cfg.train.sample_tokens),
         trackers=(),
+        profile_steps=None,
     )
     optim = dataclasses.replace(
         cfg.optim,

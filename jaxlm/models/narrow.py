@@ -40,10 +40,11 @@ def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
     return {**rest, "blocks": tuple(layers), "head": head}
 
 
-def _extend(params, tokens, cache, cfg):
+def _extend(params, tokens, cache, cfg, **options):
     if "head" not in params:
         raise ValueError("narrow decoding: give it decoding_params(params) in place of params")
-    return transformer.extend(params, tokens, cache, cfg, linear=linear, unembed=_unembed)
+    options = {"linear": linear, "unembed": _unembed, **options}
+    return transformer.extend(params, tokens, cache, cfg, **options)
 
 
 def _unembed(params: Params, x: Array, cfg: TransformerConfig) -> Array:

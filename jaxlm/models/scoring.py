@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxlm.core import trees
-from jaxlm.core.arrays import Params
+from jaxlm.core.arrays import Array, Params
 from jaxlm.kernels.chunked_cross_entropy import TokenScores, chunked_cross_entropy
 from jaxlm.models.api import LanguageModel
 from jaxlm.nn.cross_entropy import cross_entropy
@@ -28,15 +28,28 @@ def score_targets(
     """
     options["segment_ids"] = batch.segment_ids
     if vocab_chunk is None:
-        logits = model.forward(params, batch.tokens, **options)
-        nll, log_z = cross_entropy(logits, batch.targets)
-        return TokenScores(nll, log_z, jnp.mean(logits, axis=-1))
+        return _score_logits(model.forward(params, batch.tokens, **options), batch.targets)
+    x = model.hidden(params, batch.tokens, **options)
+    return score_hidden(model, params, x, batch.targets, vocab_chunk=vocab_chunk)
+
+
+def score_hidden(
+    model: LanguageModel, params: Params, x: Array, targets: Array, *, vocab_chunk: int | None
+) -> TokenScores:
+    """`score_targets` from what the head reads: x [B, S, D], targets i32[B, S]."""
+    if vocab_chunk is None or not model.head:
+        return _score_logits(model.unembed(params, x), targets)
     specs, weights = trees.flatten(model.specs), trees.flatten(params)
     return chunked_cross_entropy(
         lambda head, x: model.unembed(trees.unflatten(head), x),
         {path: jnp.asarray(weights[path]) for path in model.head},
         {path: specs[path].axes.index("vocab") for path in model.head},
-        model.hidden(params, batch.tokens, **options),
-        batch.targets,
+        x,
+        targets,
         chunk=vocab_chunk,
     )
+
+
+def _score_logits(logits: Array, targets: Array) -> TokenScores:
+    nll, log_z = cross_entropy(logits, targets)
+    return TokenScores(nll, log_z, jnp.mean(logits, axis=-1))

@@ -1,13 +1,14 @@
 """The transformer, decoder and encoder: one block, scanned over stacked layers.
 
-Shapes use the letters of `jaxlm.core.arrays`. Read `param_specs`, `block` and `hidden`: that is
-the model. `extend` runs the same block against a cache, `trace` looks inside it.
+Shapes use the letters of `jaxlm.core.arrays`. Read `param_specs`, `block` and `run_layers`: that is
+the model; `hidden` gives it tokens. `extend` runs the same block against a cache, `trace` looks
+inside it.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from flax import struct
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
 from jaxlm.core.params import ParamSpec, ones, truncated_normal, xavier, zeros
-from jaxlm.models.api import LanguageModel
+from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.attention import attend as plain_attend
 from jaxlm.nn.attention import attention_weights
 from jaxlm.nn.dropout import dropout as drop
@@ -29,11 +30,13 @@ from jaxlm.nn.rope import apply_rope, rope_angles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """Architecture. The defaults are a small Llama-style decoder."""
+class TransformerConfig(ModelConfig):
+    """Architecture. The defaults are a small Llama-style decoder.
 
-    vocab_size: int | None = None  # None: taken from the tokenizer
-    context_length: int = 256  # S of a training row; the size of a learned position table
+    With learned positions, context_length is the size of their table.
+    """
+
+    kind: Literal["transformer"] = "transformer"
     num_layers: int = 4
     d_model: int = 128
     num_heads: int = 4
@@ -64,12 +67,14 @@ class TransformerConfig:
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes
     scan_unroll: int | None = None  # layers a scan iteration, see backends; none: by device
 
+    NUMBERS: ClassVar[tuple[str, ...]] = (
+        *("dropout", "residual", "init_scale", "output_init", "norm_eps", "rope_theta"),
+        *("attention_softcap", "logit_softcap"),
+    )
+
     def __post_init__(self):
         counts = ("vocab_size", "context_length", "num_layers", "d_model", "num_heads")
-        for name in (*counts, "num_kv_heads", "head_dim", "d_ff", "window", "scan_unroll"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        self.check_counts(*counts, "num_kv_heads", "head_dim", "d_ff", "window", "scan_unroll")
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
@@ -88,8 +93,32 @@ class TransformerConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value} must be positive")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
+        self.check_dropout()
+
+    @property
+    def summary(self) -> str:
+        sizes = f"{self.num_layers} layers, width {self.d_model}, {self.num_heads} heads"
+        return f"{sizes}, context {self.context_length}, {self.activation}, {self.positions}"
+
+    @property
+    def reach(self) -> int | None:
+        return None if self.window is None else self.num_layers * (self.window - 1)
+
+    @property
+    def max_positions(self) -> int | None:
+        return self.context_length if self.positions == "learned" else None
+
+    @property
+    def attention(self) -> tuple[int, int, int]:
+        return self.num_layers, self.num_heads, self.sizes.Dh
+
+    def to_decode(self) -> "TransformerConfig":
+        """Attention reaches back no further than it did in training.
+
+        So a text may grow past the context length without distances the model has never seen.
+        """
+        window = min(self.window or self.context_length, self.context_length)
+        return dataclasses.replace(self, window=window)
 
     @property
     def sizes(self) -> "Sizes":
@@ -134,11 +163,9 @@ class KVCache:
     length: Array
 
 
-def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
-    """Every weight of the model, by path."""
-    N, D, F, V, H, K, Dh = cfg.sizes
-    if not V:
-        raise ValueError("vocab_size must be given before the weights can be declared")
+def layer_specs(cfg: TransformerConfig) -> dict[str, Any]:
+    """The weights that `run_layers` reads: the blocks, and the final norm where there is one."""
+    N, D, F, _, H, K, Dh = cfg.sizes
 
     def vector(size, axis, init=zeros):
         return ParamSpec(shape=(N, size), axes=("layers", axis), init=init, num_in=0)
@@ -180,18 +207,26 @@ def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
             if cfg.norm == "layer" and cfg.bias:
                 blocks[f"{name}_bias"] = vector(D, "embed")
 
-    sigma = D**-0.5 if cfg.tied_head else 1.0
-    table = functools.partial(ParamSpec, axes=("vocab", "embed"))
-    specs: dict[str, Any] = {"embed": table(shape=(V, D), init=truncated_normal(sigma))}
-    specs["blocks"] = blocks
-    if cfg.positions == "learned":
-        specs["positions"] = ParamSpec(
-            shape=(cfg.context_length, D), axes=("positions", "embed"), init=truncated_normal(0.01)
-        )
+    specs: dict[str, Any] = {"blocks": blocks}
     if cfg.norm_placement == "pre":
         specs["final_norm"] = ParamSpec(shape=(D,), axes=("embed",), init=ones, num_in=0)
         if cfg.norm == "layer" and cfg.bias:
             specs["final_norm_bias"] = dataclasses.replace(specs["final_norm"], init=zeros)
+    return specs
+
+
+def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
+    """Every weight of the model, by path."""
+    D, V = cfg.sizes.D, cfg.sizes.V
+    if not V:
+        raise ValueError("vocab_size must be given before the weights can be declared")
+    sigma = D**-0.5 if cfg.tied_head else 1.0
+    table = functools.partial(ParamSpec, axes=("vocab", "embed"))
+    specs = {"embed": table(shape=(V, D), init=truncated_normal(sigma)), **layer_specs(cfg)}
+    if cfg.positions == "learned":
+        specs["positions"] = ParamSpec(
+            shape=(cfg.context_length, D), axes=("positions", "embed"), init=truncated_normal(0.01)
+        )
     if not cfg.tied_head:
         specs["unembed"] = ParamSpec(
             shape=(D, V), axes=("embed", "vocab"), init=xavier(cfg.init_scale)
@@ -256,13 +291,16 @@ def _norm(x, w, name, cfg):
     return layer_norm(x, w[name], w.get(f"{name}_bias"), cfg.norm_eps)
 
 
-def _in_compute_dtype(params: Params, cfg: TransformerConfig) -> Params:
-    """Matrices in `cfg.dtype`; tables, gains and biases, whose gradients add up tokens, stay."""
+def _in_compute_dtype(params: Params, specs: dict[str, Any], cfg: TransformerConfig) -> Params:
+    """Those of `specs`: matrices in `cfg.dtype`; tables, gains and biases, whose gradients add up
+    tokens, stay."""
     return trees.map_with_path(
-        lambda _, spec, w: w.astype(cfg.dtype) if spec.kind == "matrix" else w,
-        param_specs(cfg),
-        params,
+        lambda _, spec, w: w.astype(cfg.dtype) if spec.kind == "matrix" else w, specs, params
     )
+
+
+def _positions(length, segment_ids):
+    return jnp.arange(length) if segment_ids is None else segment_positions(segment_ids)
 
 
 def _embed(params, tokens, positions, cfg, constrain=_identity):
@@ -272,6 +310,23 @@ def _embed(params, tokens, positions, cfg, constrain=_identity):
     if cfg.positions == "sinusoidal":
         x = x + sinusoidal(positions, cfg.d_model)
     return x.astype(cfg.dtype)
+
+
+def embed(
+    params: Params,
+    tokens: Array,
+    cfg: TransformerConfig,
+    *,
+    segment_ids: Array | None = None,
+    constrain: Callable[..., Array] = _identity,
+) -> Array:
+    """Tokens i32[B, S], with positions where they are added -> [B, S, D] in cfg.dtype."""
+    if cfg.positions == "learned" and tokens.shape[1] > cfg.context_length:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens, but positions are learned up to "
+            f"context_length={cfg.context_length}"
+        )
+    return _embed(params, tokens, _positions(tokens.shape[1], segment_ids), cfg, constrain)
 
 
 def _angles(positions, cfg):
@@ -299,9 +354,9 @@ def _scan_blocks(x, params, cfg, run_block, per_layer, unroll=None):
     )
 
 
-def hidden(
+def run_layers(
     params: Params,
-    tokens: Array,
+    x: Array,
     cfg: TransformerConfig,
     *,
     segment_ids: Array | None = None,
@@ -313,11 +368,13 @@ def hidden(
     probes: Array | None = None,
     unroll: int | None = None,
 ) -> Array:
-    """The residual stream that the head reads.
+    """All layers over an embedding, whatever was embedded.
 
     Args:
-      tokens: i32[B, S]. segment_ids: i32[B, S], packed rows: only equal ids see each other and
-        positions restart with each segment.
+      params: those of `layer_specs`; what else is in it is not read.
+      x: [B, S, D] in cfg.dtype, positions but those of rope already in it.
+      segment_ids: i32[B, S], packed rows: only equal ids see each other and positions restart with
+        each segment. Padding is a segment too.
       attend: as `jaxlm.nn.attention.attend`. linear: as `jaxlm.nn.linear.linear`.
       constrain: (x, logical axes) -> x, for sharding.
       key: of dropout, consumed; None means no dropout. dropout: a rate in place of cfg.dropout,
@@ -328,18 +385,10 @@ def hidden(
     Returns:
       [B, S, D] in cfg.dtype, after the final norm where there is one.
     """
-    if cfg.positions == "learned" and tokens.shape[1] > cfg.context_length:
-        raise ValueError(
-            f"{tokens.shape[1]} tokens, but positions are learned up to "
-            f"context_length={cfg.context_length}"
-        )
-    params = _in_compute_dtype(params, cfg)
-    positions = jnp.arange(tokens.shape[1])
-    if segment_ids is not None:
-        positions = segment_positions(segment_ids)
+    params = _in_compute_dtype(params, layer_specs(cfg), cfg)
     rate = cfg.dropout if dropout is None else dropout
     keys = None if key is None else jax.random.split(key, cfg.num_layers + 1)
-    angles = _angles(positions, cfg)
+    angles = _angles(_positions(x.shape[1], segment_ids), cfg)
 
     def masked(q, k, v):
         kinds = {"causal": cfg.causal, "window": cfg.window, "softcap": cfg.attention_softcap}
@@ -351,12 +400,32 @@ def hidden(
         x = x if probe is None else x + probe
         return block(x, w, cfg, key=key, dropout=rate, **options)
 
-    x = _embed(params, tokens, positions, cfg, constrain)
     x = drop(x, rate, None if key is None else keys[-1])
     x = constrain(x, ("batch", "seq", "embed_act"))
     per_layer = (None if key is None else keys[:-1], probes)
     x, _ = _scan_blocks(x, params, cfg, run_block, per_layer, unroll)
     return _norm(x, params, "final_norm", cfg) if cfg.norm_placement == "pre" else x
+
+
+def hidden(
+    params: Params,
+    tokens: Array,
+    cfg: TransformerConfig,
+    *,
+    segment_ids: Array | None = None,
+    constrain: Callable[..., Array] = _identity,
+    **options: Any,
+) -> Array:
+    """The residual stream that the head reads.
+
+    Args:
+      tokens: i32[B, S].
+      segment_ids, constrain, options: as of `run_layers`.
+    Returns:
+      [B, S, D] in cfg.dtype, after the final norm where there is one.
+    """
+    x = embed(params, tokens, cfg, segment_ids=segment_ids, constrain=constrain)
+    return run_layers(params, x, cfg, segment_ids=segment_ids, constrain=constrain, **options)
 
 
 def unembed(params: Params, x: Array, cfg: TransformerConfig) -> Array:
@@ -386,15 +455,28 @@ def init_cache(cfg: TransformerConfig, batch_size: int, length: int) -> KVCache:
     return KVCache(k=empty, v=empty, length=jnp.zeros(batch_size, jnp.int32))
 
 
+def take_back(cache: KVCache, length: Array) -> KVCache:
+    """The cache with only the first length[b] tokens of each row, i32[B]."""
+    return cache.replace(length=length)
+
+
 def decoding_params(params: Params, cfg: TransformerConfig) -> Params:
     """The weights as `extend` reads them fastest: in cfg.dtype, `blocks` one dict a layer.
 
     From stacked weights each layer's are copied out again for every token; these are read where
     they are, by a program that repeats the block for each layer and so takes longer to compile.
     """
-    params = _in_compute_dtype(params, cfg)
+    params = _in_compute_dtype(params, param_specs(cfg), cfg)
     layers = [{name: w[i] for name, w in params["blocks"].items()} for i in range(cfg.num_layers)]
     return {**params, "blocks": tuple(layers)}
+
+
+def first_layers(
+    params: Params, cfg: TransformerConfig, num_layers: int
+) -> tuple[Params, TransformerConfig]:
+    """The first of the layers with the same tables, final norm and head, as a model of its own."""
+    blocks = {name: w[:num_layers] for name, w in params["blocks"].items()}
+    return {**params, "blocks": blocks}, dataclasses.replace(cfg, num_layers=num_layers)
 
 
 def extend(
@@ -403,6 +485,7 @@ def extend(
     cache: KVCache,
     cfg: TransformerConfig,
     *,
+    lengths: Array | None = None,
     linear: Callable[..., Array] = plain_linear,
     unembed: Callable[..., Array] = unembed,
 ) -> tuple[Array, KVCache]:
@@ -413,14 +496,15 @@ def extend(
 
     Args:
       params: of the model, or `decoding_params` of them.
+      lengths: i32[B], how many of its tokens each row takes; the rest is padding. None: all S.
       linear, unembed: as those of this model, for weights that are kept otherwise.
     Returns:
-      logits f32[B, S, V] after each of the tokens, and the cache with S more tokens a row.
+      logits f32[B, S, V] after each of the tokens, and the cache with the tokens taken.
     """
     if not cfg.causal:
         raise ValueError("causal=false: an encoder reads ahead, so it has no cached decoding")
     apart = isinstance(params["blocks"], tuple)
-    params = params if apart else _in_compute_dtype(params, cfg)
+    params = params if apart else _in_compute_dtype(params, param_specs(cfg), cfg)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])
     angles = _angles(positions, cfg)
     write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0)))
@@ -449,38 +533,52 @@ def extend(
         k, v = map(tuple, held)
     if cfg.norm_placement == "pre":
         x = _norm(x, params, "final_norm", cfg)
-    return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + tokens.shape[1])
+    taken = tokens.shape[1] if lengths is None else lengths
+    return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + taken)
 
 
 class Trace(NamedTuple):
-    """What `trace` saw: the residual stream after each layer, [N, B, S, D], and attention maps."""
+    """What `trace` saw: the residual stream after each layer, [N, B, S, D], attention maps, and
+    what each head gave to `wo`."""
 
     residual: Array
     attention: Array  # f32[N, B, H, S, S]
+    heads: Array  # [N, B, S, H, Dh]
 
 
 def trace(params: Params, tokens: Array, cfg: TransformerConfig) -> Trace:
-    """Runs the same block and keeps each layer's residual stream and attention map."""
-    params = _in_compute_dtype(params, cfg)
-    positions = jnp.arange(tokens.shape[1])
+    """What the model does with tokens i32[B, S]."""
+    return trace_layers(params, embed(params, tokens, cfg), cfg)
+
+
+def trace_layers(
+    params: Params, x: Array, cfg: TransformerConfig, *, segment_ids: Array | None = None
+) -> Trace:
+    """Runs the same block and keeps what each layer and head did.
+
+    Arguments as of `run_layers`.
+    """
+    params = _in_compute_dtype(params, layer_specs(cfg), cfg)
+    angles = _angles(_positions(x.shape[1], segment_ids), cfg)
     kinds = {"causal": cfg.causal, "window": cfg.window, "softcap": cfg.attention_softcap}
+    kinds |= {"q_segments": segment_ids, "kv_segments": segment_ids}
 
     def watched(q, k, v):
-        return plain_attend(q, k, v, **kinds), attention_weights(q, k, **kinds)
+        out = plain_attend(q, k, v, **kinds)
+        return out, (attention_weights(q, k, **kinds), out)
 
     def run_block(x, w, _):
-        angles = _angles(positions, cfg)
-        x, maps = block(x, w, cfg, angles=angles, attend=watched)
-        return x, (x, maps)
+        x, of_heads = block(x, w, cfg, angles=angles, attend=watched)
+        return x, (x, *of_heads)
 
-    _, seen = _scan_blocks(_embed(params, tokens, positions, cfg), params, cfg, run_block, None)
+    _, seen = _scan_blocks(x, params, cfg, run_block, None)
     return Trace(*seen)
 
 
 def build(cfg: TransformerConfig, **options: Any) -> LanguageModel:
     """The config's model as functions of parameters and tokens.
 
-    options: attend, linear, constrain and unroll of `hidden`.
+    options: attend, linear, constrain and unroll of `run_layers`.
     """
     return LanguageModel(
         specs=param_specs(cfg),
@@ -490,4 +588,5 @@ def build(cfg: TransformerConfig, **options: Any) -> LanguageModel:
         init_cache=functools.partial(init_cache, cfg),
         extend=functools.partial(extend, cfg=cfg),
         decoding_params=functools.partial(decoding_params, cfg=cfg),
+        take_back=take_back,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.models.scoring import score_targets
+from jaxlm.models.scoring import score_hidden, score_targets
 from jaxlm.nn.cross_entropy import token_metrics
 
 
@@ -45,17 +45,21 @@ def make_loss_fn(model, *, token_bytes: np.ndarray, vocab_chunk: int | None = No
       vocab_chunk: as of `score_targets`.
     """
 
+    train_hidden = getattr(model, "train_hidden", None)  # any object with `forward` will do
+
     def loss_fn(params, frozen, carry, hypers, batch, key):
         del frozen
         dropout = hypers.get("dropout")
-        nll, log_z, mean_logit = score_targets(
-            model,
-            params,
-            batch,
-            vocab_chunk=vocab_chunk,
-            key=None if dropout is None else key,
-            dropout=dropout,
-        )
+        options = {"key": None if dropout is None else key, "dropout": dropout}
+        if train_hidden is not None:
+            # What is behind the row begins a document where the last target does.
+            goes_on = None if batch.segment_ids is None else batch.weights[:, -1] > 0
+            options |= {"segment_ids": batch.segment_ids, "goes_on": goes_on}
+            x, carry = train_hidden(params, batch.tokens, carry, **options)
+            scores = score_hidden(model, params, x, batch.targets, vocab_chunk=vocab_chunk)
+        else:
+            scores = score_targets(model, params, batch, vocab_chunk=vocab_chunk, **options)
+        nll, log_z, mean_logit = scores
         objective = nll
         if "label_smoothing" in hypers:
             share = hypers["label_smoothing"]

@@ -77,7 +77,7 @@ class _Run:
             self.problems.append(f"{name} does not hold what it should")
         except FileNotFoundError:
             pass
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             self.problems.append(f"{name} cannot be read")
         return kind()
 
@@ -93,7 +93,7 @@ class _Run:
         for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if isinstance(record, dict):
                 records.append(record)

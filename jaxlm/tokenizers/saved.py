@@ -126,7 +126,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         document = json.loads(text, object_pairs_hook=unique)
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not JSON: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{where}: expected a JSON object, got {type(document).__name__}")

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Literal
 
+from jaxlm.core.config import check_numbers
 from jaxlm.data.config import DataConfig
 from jaxlm.models import backends
+from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.objectives.next_token import LossConfig
@@ -90,6 +92,8 @@ def profiled_steps(cfg: TrainConfig) -> tuple[int, int] | None:
     first, colon, last = cfg.profile_steps.partition(":")
     if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise ValueError(f"{steps} must be two steps, the later one behind a colon, such as 10:20")
+    if int(first) >= cfg.num_steps:
+        raise ValueError(f"{steps}: the run ends before, at num_steps={cfg.num_steps}")
     if int(first) % per_call or int(last) % per_call:
         raise ValueError(f"{steps}: both must be multiples of steps_per_call={per_call}")
     return int(first), int(last)
@@ -128,7 +132,7 @@ FREE_ON_RESUME = frozenset(
 class RunConfig:
     """Everything a run is a function of, but for the text itself."""
 
-    model: TransformerConfig = TransformerConfig()
+    model: AnyModelConfig = TransformerConfig()
     lora: LoraConfig = LoraConfig()  # adapters on the weights of train.init_from
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
@@ -139,6 +143,7 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_numbers(self)
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed={self.seed} must be in [0, 2^31)")
         if self.data.batch_size % self.train.num_microbatches:
@@ -154,3 +159,21 @@ class RunConfig:
             )
         if not self.model.causal:
             raise ValueError("model.causal=false: next-token training needs a causal model")
+        if self.model.carries is not None:
+            self._check_carried(self.model.carries)
+
+    def _check_carried(self, what: str) -> None:
+        if self.train.num_microbatches > 1:
+            raise ValueError(
+                f"train.num_microbatches={self.train.num_microbatches}: the model hands its {what} "
+                "on from batch to batch, so a batch cannot be cut in parts; set it to 1"
+            )
+        if self.train.parallel == "pmap":
+            raise ValueError(
+                f"train.parallel=pmap: each device would have its own {what}; set it to jit"
+            )
+        if what == "recurrent state" and self.data.order != "contiguous":
+            raise ValueError(
+                "model.carry_state=true: the rows of a batch must go on from those of the one "
+                "before; set data.order=contiguous"
+            )

@@ -18,7 +18,7 @@ from jaxlm.analysis.hlo import Collective
 from jaxlm.analysis.memory import LayerBytes
 from jaxlm.core import params as params_lib
 from jaxlm.core import trees
-from jaxlm.models import lora, transformer
+from jaxlm.models import kinds, lora
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import Layout
 from jaxlm.train.state import TrainState
@@ -69,10 +69,13 @@ def split_axes(layout: Layout) -> dict[str, int]:
 def layer_of_device(cfg: RunConfig, layout: Layout, **functions: Callable) -> LayerBytes:
     """`memory.layer_bytes` of the part of a layer that one device computes.
 
-    functions: attend, for one device, and linear, as of `transformer.build`.
+    functions: attend, for one device, where there is attention, and linear; as of the model's
+      `build`.
     """
-    share = memory.share_of(_widened(cfg, layout).model, split_axes(layout))
-    return memory.layer_bytes(share, segments=cfg.data.mask_documents, **functions)
+    model = memory.share_of(cfg.model, split_axes(layout))
+    if platform_of(layout) == "cpu" and model.dtype != "float32":
+        model = dataclasses.replace(model, dtype="float32")  # as which a CPU computes and keeps it
+    return memory.layer_bytes(model, segments=cfg.data.mask_documents, **functions)
 
 
 def held(cfg: RunConfig, layout: Layout, state: TrainState, layer: LayerBytes) -> Held:
@@ -82,12 +85,12 @@ def held(cfg: RunConfig, layout: Layout, state: TrainState, layer: LayerBytes) -
       state: shapes and shardings. layer: as `layer_of_device` gives it.
     """
     model, rows, platform = cfg.model, rows_of_device(cfg, layout), platform_of(layout)
-    S, N, width = model.context_length, model.num_layers, jnp.dtype(model.dtype).itemsize
-    specs = trees.flatten(transformer.param_specs(model))
+    S, N, width = model.context_length, layer.number, jnp.dtype(model.dtype).itemsize
+    specs = trees.flatten(kinds.param_specs(model))
     # Weights in the compute dtype, and weights gathered for their use, with the gradient that is
     # then scattered: of the layers (stacked), one of which is there at a time, and of the tables.
     narrow, gathered = {True: 0, False: 0}, {True: 0, False: 0}
-    for path, weight in trees.flatten(layout.weights(transformer.param_specs(model))).items():
+    for path, weight in trees.flatten(layout.weights(kinds.param_specs(model))).items():
         spec, size = specs[path], device_bytes(weight) // 4
         used = width if spec.kind == "matrix" else 4
         narrow[spec.stacked] += size * used if used < 4 else 0
@@ -101,7 +104,7 @@ def held(cfg: RunConfig, layout: Layout, state: TrainState, layer: LayerBytes) -
     trained = device_bytes(state.params)
     of_layers = device_bytes(state.params.get("blocks", {}))
     of_head = device_bytes(state.params.get("unembed", ()))
-    kept = N * layer.kept * rows
+    kept = layer.number * layer.kept * rows
     ids = -(-model.vocab_size // split_axes(layout).get("vocab", 1))
     logits = LOGITS.get(platform, 1) * 4 * rows * S * min(ids, cfg.train.vocab_chunk or ids)
     again = int(INSIDE.get(platform, 1) * rows * (layer.whole - layer.kept))
@@ -112,19 +115,28 @@ def held(cfg: RunConfig, layout: Layout, state: TrainState, layer: LayerBytes) -
     sums = trained if cfg.train.num_microbatches > 1 else 0
     batch = 12 * cfg.train.steps_per_call * rows * cfg.train.num_microbatches * S
     return Held(
-        state=device_bytes((state.params, state.opt_state, state.frozen)) + batch,
+        state=state_bytes(state) + batch,
         kept=min(kept, others),
         gradients=gradients + sums,
         others=max(0, others - kept),
     )
 
 
+def state_bytes(state: TrainState) -> int:
+    """What a device holds of a state, its few single numbers left out."""
+    return device_bytes((state.params, state.opt_state, state.frozen, state.carry))
+
+
 def at_most(cfg: RunConfig, layout: Layout, state: TrainState) -> int:
-    """More than `held` comes to, without the trace of a layer: some tens of arrays of each kind."""
-    sizes, S = cfg.model.sizes, cfg.model.context_length
-    heads = (sizes.H + 2 * sizes.K) * sizes.Dh
-    row = S * (4 * (24 * sizes.D + 12 * heads + 12 * sizes.F) + 24 * sizes.H * S)
-    return held(cfg, layout, state, LayerBytes(row, row)).total
+    """More than `held` comes to, without a trace: many times what each weight reads and gives."""
+    S, (N, H, _) = cfg.model.context_length, cfg.model.attention
+    numbers = 0  # of a token
+    for spec in trees.flatten(kinds.param_specs(cfg.model)).values():
+        read, given = spec.fans
+        layers = spec.shape[0] if spec.stacked else 1
+        numbers += layers * (given + (read if spec.kind == "matrix" else 0))
+    row = S * (4 * 8 * numbers + 24 * N * H * S)
+    return held(cfg, layout, state, LayerBytes(row, row, 1)).total
 
 
 def rows_of_device(cfg: RunConfig, layout: Layout) -> int:
@@ -143,13 +155,6 @@ def platform_of(layout: Layout) -> str:
     return layout.mesh.devices.flat[0].platform
 
 
-def _widened(cfg: RunConfig, layout: Layout) -> RunConfig:
-    """`cfg` as its activations are held: a CPU computes bfloat16 as float32, and keeps it so."""
-    if platform_of(layout) != "cpu":
-        return cfg
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, dtype="float32"))
-
-
 def sent(cfg: RunConfig, layout: Layout) -> dict[str, Collective]:
     """What a device sends in a step, for weights, gradients and activations.
 
@@ -158,7 +163,7 @@ def sent(cfg: RunConfig, layout: Layout) -> dict[str, Collective]:
     """
     model, parts = cfg.model, cfg.train.num_microbatches
     width, mesh = jnp.dtype(model.dtype).itemsize, layout.mesh.shape
-    specs = transformer.param_specs(model)
+    specs = kinds.param_specs(model)
     found = dict.fromkeys(("all-reduce", "all-gather", "reduce-scatter"), 0)
     for path, weight in trees.flatten(layout.weights(specs)).items():
         spec = trees.flatten(specs)[path]
@@ -175,7 +180,7 @@ def sent(cfg: RunConfig, layout: Layout) -> dict[str, Collective]:
     if mesh["tensor"] > 1:
         passes = 2 + 2 + 2 * (model.remat == "full")
         stream = rows_of_device(cfg, layout) * parts * model.context_length * model.d_model
-        found["all-reduce"] += passes * model.num_layers * stream * width
+        found["all-reduce"] += passes * model.attention[0] * stream * width
     return {kind: Collective(0, num_bytes) for kind, num_bytes in found.items() if num_bytes}
 
 
@@ -185,12 +190,12 @@ def flops_per_token(cfg: RunConfig) -> flops.TrainFlops:
     With adapters, a matrix that has none takes no gradient: its third product, 2 FLOPs a
     parameter, is not counted. Nor is merging, which a step does once for all its tokens.
     """
-    sizes, specs = cfg.model.sizes, transformer.param_specs(cfg.model)
-    matmul = flops.matmul_params(specs, cfg.model.tied_head)
-    cost = flops.train_flops_per_token(matmul, sizes.N, cfg.model.context_length, sizes.H, sizes.Dh)
+    (N, H, Dh), model = cfg.model.attention, kinds.build(cfg.model)
+    matmul = flops.matmul_params(model.specs, "embed" in model.head)
+    cost = flops.train_flops_per_token(matmul, N, cfg.model.context_length, H, Dh)
     if cfg.lora.rank is None:
         return cost
-    targets = lora.target_specs(specs, cfg.lora.targets)
+    targets = lora.target_specs(model.specs, cfg.lora.targets)
     left_out = 2 * (matmul - params_lib.count_params(targets))
     return flops.TrainFlops(full=cost.full - left_out, causal=cost.causal - left_out)
 
@@ -200,10 +205,10 @@ def repeated_flops(cfg: RunConfig, keeps_attention: bool) -> float:
 
     keeps_attention: whether `model.remat=dots` keeps the results of attention.
     """
-    sizes, specs = cfg.model.sizes, transformer.param_specs(cfg.model)
-    head = sizes.D * sizes.V
-    attention = 2 * sizes.N * cfg.model.context_length * sizes.H * sizes.Dh
-    layers = 2 * (flops.matmul_params(specs, cfg.model.tied_head) - head) + attention
+    (N, H, Dh), model = cfg.model.attention, kinds.build(cfg.model)
+    head = cfg.model.d_model * cfg.model.vocab_size
+    attention = 2 * N * cfg.model.context_length * H * Dh
+    layers = 2 * (flops.matmul_params(model.specs, "embed" in model.head) - head) + attention
     again = {"none": 0, "dots": 0 if keeps_attention else attention, "full": layers}
     return again[cfg.model.remat] + (2 * head if cfg.train.vocab_chunk else 0)
 
@@ -217,10 +222,10 @@ def work_of_device(
 ) -> roofline.Work:
     """Our own count for a step: XLA's counts the body of a loop once and a kernel not at all."""
     tokens = cfg.data.batch_size * cfg.model.context_length
-    parts = cfg.train.num_microbatches
+    parts, model = cfg.train.num_microbatches, kinds.build(cfg.model)
     products = roofline.product_bytes(
-        transformer.param_specs(cfg.model),
-        cfg.model.tied_head,
+        model.specs,
+        "embed" in model.head,
         tokens=rows_of_device(cfg, layout) * cfg.model.context_length,
         width=jnp.dtype(cfg.model.dtype).itemsize,
         products=4 if cfg.model.remat == "full" else 3,

@@ -91,7 +91,7 @@ class Layout(NamedTuple):
 
     @property
     def functions(self) -> dict[str, Callable]:
-        """What `transformer.build` is told; nothing on one device."""
+        """What the model's `build` is told; nothing on one device."""
         if self.mesh.size == 1:
             return {}
         return {"constrain": make_constrain(self.mesh, ACTIVATIONS | self.tables.weights)}

@@ -15,7 +15,7 @@ from jaxlm.core.arrays import Array, Params
 from jaxlm.core.config import with_traced
 from jaxlm.core.metrics import Mean
 from jaxlm.evals.perplexity import batch_metrics
-from jaxlm.models import lora, transformer
+from jaxlm.models import kinds, lora
 from jaxlm.models.api import LanguageModel
 from jaxlm.objectives import next_token
 from jaxlm.optim import config as optim_config
@@ -33,11 +33,7 @@ from jaxlm.train.step import (
     with_frozen,
 )
 
-# Numbers of a model that a program can be given, beside all of optim's, the loss's and LoRA's.
-MODEL_NUMBERS = (
-    *("dropout", "residual", "init_scale", "output_init", "norm_eps", "rope_theta"),
-    *("attention_softcap", "logit_softcap"),
-)
+# Numbers that a program can be given, beside the model's own and all of optim's and LoRA's.
 LOSS_NUMBERS = tuple(field.name for field in dataclasses.fields(next_token.LossConfig))
 # Of those, the ones that are left out of a program where all its runs have them at 0.
 TERMS = ("dropout", *LOSS_NUMBERS)
@@ -75,17 +71,17 @@ def make_program(
 
     Args:
       token_bytes: i32[V], UTF-8 bytes of each id.
-      traced: names out of MODEL_NUMBERS and LOSS_NUMBERS whose values come from `hypers` and not
-        from `cfg`, as `hyper_values(cfg, traced)` gives them.
-      axis_name: as of `make_train_step`. build: options of `transformer.build`, such as attend=.
+      traced: names out of `cfg.model.NUMBERS` and LOSS_NUMBERS whose values come from `hypers` and
+        not from `cfg`, as `hyper_values(cfg, traced)` gives them.
+      axis_name: as of `make_train_step`. build: options of the model's `build`, such as attend=.
     """
-    names = [name for name in traced if name in MODEL_NUMBERS and name != "dropout"]
+    names = [name for name in traced if name in cfg.model.NUMBERS and name != "dropout"]
 
     def model_config(hypers):
         return with_traced(cfg.model, {name: hypers[name] for name in names})
 
     def model(hypers):
-        return transformer.build(model_config(hypers), **build)
+        return kinds.build(model_config(hypers), **build)
 
     def loss_fn(params, frozen, carry, hypers, batch, key):
         loss = next_token.make_loss_fn(
@@ -101,12 +97,15 @@ def make_program(
         return lora.merge(frozen, params, hypers, cfg.lora.scaling)
 
     def init(seed, hypers):
-        specs = trained_specs(cfg, transformer.param_specs(model_config(hypers)))
-        return init_state(seed, specs, hypers, build_tx)
+        language_model = model(hypers)
+        specs = trained_specs(cfg, language_model.specs)
+        carry = language_model.init_carry(cfg.data.batch_size)
+        return init_state(seed, specs, hypers, build_tx, carry=carry)
 
     def evaluate(state, batches):
-        params = weights(state.params, state.frozen, state.hypers)
         language_model = model(state.hypers)
+        params = weights(state.params, state.frozen, state.hypers)
+        params = language_model.settle(params, state.carry)
 
         def add(total, batch):
             part = batch_metrics(language_model, params, batch, token_bytes, cfg.train.vocab_chunk)
@@ -116,7 +115,7 @@ def make_program(
         totals, _ = jax.lax.scan(add, {"loss": nothing, "bits_per_byte": nothing}, batches)
         return totals
 
-    specs = trained_specs(cfg, transformer.param_specs(cfg.model))
+    specs = trained_specs(cfg, kinds.param_specs(cfg.model))
     build_tx = make_tx(cfg.optim, specs)
     if cfg.train.spike_sigmas is not None:
         skip = cfg.train.on_nonfinite == "skip"
@@ -170,7 +169,7 @@ def place_program(
     def init():
         return program.init(cfg.seed, hypers)
 
-    frozen_specs = {} if cfg.lora.rank is None else transformer.param_specs(cfg.model)
+    frozen_specs = {} if cfg.lora.rank is None else kinds.param_specs(cfg.model)
     state = layout.state(jax.eval_shape(init), program.specs, frozen_specs)
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     devices = list(layout.mesh.devices.flat)
@@ -246,7 +245,7 @@ def group_by_structure(configs: Sequence[RunConfig]) -> list[Group]:
 def _group(configs: Sequence[RunConfig], places: list[int]) -> Group:
     first = configs[places[0]]
     traced = []
-    for name in (*MODEL_NUMBERS, *LOSS_NUMBERS):
+    for name in (*first.model.NUMBERS, *LOSS_NUMBERS):
         values = {
             getattr(configs[p].loss if name in LOSS_NUMBERS else configs[p].model, name)
             for p in places
@@ -269,7 +268,7 @@ def structure(cfg: RunConfig) -> RunConfig:
     return dataclasses.replace(
         cfg,
         seed=0,
-        model=_with_defaults(cfg.model, MODEL_NUMBERS),
+        model=_with_defaults(cfg.model, cfg.model.NUMBERS),
         loss=_with_defaults(cfg.loss, LOSS_NUMBERS),
         optim=_with_defaults(cfg.optim, optim),
         lora=_with_defaults(cfg.lora, ("rank", "alpha")),

@@ -136,6 +136,8 @@ def test_temperature_zero_and_top_k_one_are_the_argmax(setting):
         ("top_p", 1.01),
         ("min_p", -0.01),
         ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("nan")),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(field, value):

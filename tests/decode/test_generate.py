@@ -4,83 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
+from decode_models import KINDS, PROMPTS, V, bigram, transformer
 from oracles import filters_numpy
 from scipy import stats
 
-from jaxlm.core import trees
 from jaxlm.core.config import ConfigError
-from jaxlm.core.params import ParamSpec, zeros
 from jaxlm.decode.generate import generate, make_generator
-from jaxlm.models.api import LanguageModel
-from jaxlm.models.transformer import TransformerConfig, build
-
-V = 13
-PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]
-CONFIGS = {
-    "rope": {"num_kv_heads": 2, "qk_norm": True},
-    "learned": {"norm_placement": "post", "activation": "gelu", "tied_head": True, "bias": True},
-    "sinusoidal": {"window": 3, "norm": "layer"},
-    "none": {"attention_softcap": 5.0, "logit_softcap": 2.0, "head_bias": True},
-}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Halves the time that these small programs take to compile."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
-@functools.cache
-def transformer(positions):
-    cfg = TransformerConfig(
-        vocab_size=V,
-        context_length=24,
-        num_layers=2,
-        d_model=16,
-        num_heads=4,
-        positions=positions,
-        **CONFIGS[positions],
-    )
-    model, rng = build(cfg), np.random.default_rng(11)
-    # Large weights everywhere, biases and position tables too, so that texts vary.
-    draw = lambda path, spec: rng.normal("norm" in path, 0.6, spec.shape)  # noqa: E731
-    return model, jax.tree.map(np.float32, trees.map_with_path(draw, model.specs))
-
-
-@struct.dataclass
-class Held:
-    """The cache of the bigram model: it needs nothing but the count of its tokens."""
-
-    length: jax.Array
-
-
-@functools.cache
-def bigram():
-    """logits = table[last token]: a model whose probabilities are known; and a trace counter."""
-    traces = []
-
-    def extend(params, tokens, cache):
-        traces.append(tokens.shape)
-        return params["table"][tokens], Held(cache.length + tokens.shape[1])
-
-    model = LanguageModel(
-        specs={"table": ParamSpec(shape=(V, V), axes=("vocab", "embed"), init=zeros)},
-        hidden=lambda params, tokens: tokens,
-        unembed=lambda params, tokens: params["table"][tokens],
-        head=("table",),
-        init_cache=lambda batch_size, length: Held(jnp.zeros(batch_size, jnp.int32)),
-        extend=extend,
-    )
-    table = np.random.default_rng(0).normal(0, 1, (V, V)).astype(np.float32)
-    return model, {"table": table}, traces
-
-
-@pytest.mark.parametrize("positions", CONFIGS)
+@pytest.mark.parametrize("positions", KINDS)
 def test_greedy_cached_decoding_is_the_argmax_of_the_uncached_model(positions):
     model, params = transformer(positions)
     n, seed = 16, jax.random.key(0)
@@ -196,9 +128,9 @@ def test_the_loop_ends_as_soon_as_every_row_is_done():
     model, params, _ = bigram()
     steps = []
 
-    def counted(params, tokens, cache):
+    def counted(*args, **lengths):
         jax.debug.callback(lambda: steps.append(1))
-        return model.extend(params, tokens, cache)
+        return model.extend(*args, **lengths)
 
     counting = model._replace(extend=counted)
     got = generate(counting, params, [[1]], jax.random.key(0), num_tokens=1000, stop_ids=range(V))

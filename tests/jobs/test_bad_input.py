@@ -47,6 +47,9 @@ FIELDS = {
     "head_dim=3": ["head_dim=3", "even"],
     "vocab_size=99": ["--config.model.vocab_size=99", "17"],
     "causal=false": ["causal=false"],
+    "d_ff=10000000000": ["--config.model.d_ff=10000000000", "below 2^31"],
+    "norm_eps=1e300": ["--config.model.norm_eps=1e+300", "float32"],
+    "optim.peak_lr=1e-60": ["--config.optim.peak_lr=1e-60", "float32"],
     "optim.peak_lr=0": ["--config.optim.peak_lr=0", "greater than 0"],
     "optim.peak_lr=inf": ["--config.optim.peak_lr=inf", "float"],
     "optim.name=adamv": ["--config.optim.name=adamv", "adamw"],
@@ -59,6 +62,9 @@ FIELDS = {
     "train.rollback_steps=0": ["rollback_steps=0", "at least 1"],
     "train.spike_sigmas=0": ["spike_sigmas=0", "greater than 0"],
     "train.num_microbatches=3": ["batch_size=4", "num_microbatches=3"],
+    "train.num_steps=1000000000000000000": ["num_steps=1000000000000000000", "below 2^31"],
+    "train.profile_steps=80:160": ["profile_steps=80:160", "num_steps=48"],
+    "train.sample_temperatures=1e300": ["sample_temperatures", "float32"],
     "train.sample_prompt=cat&": ["--config.train.sample_prompt", "'&'"],
     "train.sample_temperatures=0.5,-1": ["sample_temperatures", "negative"],
     "train.init_from=nowhere": ["--config.train.init_from=nowhere", "no run"],
@@ -66,6 +72,13 @@ FIELDS = {
     "seed.x=1": ["--config.seed.x=1", "no fields of its own"],
     "seed=-1": ["seed=-1"],
     "sed=1": ["--config.sed=1", "did you mean 'seed'?"],
+    "lora.targets=foo": ["lora", "targets", "lora.rank"],
+    "lora.rank=4": ["--config.lora.rank=4", "--config.train.init_from"],
+    "mesh.tensor=2": ["tensor"],
+    "data.path=~no-such-user/x": ["--config.data.path=~no-such-user/x", "no such user"],
+    "data.path=LONG": ["File name too long"],
+    "tokenizer.path=LONG": ["File name too long"],
+    "data.batch_size=1000000000": ["--config.data.batch_size=1000000000", "GiB"],
     "data.path=": ["--config.data.path="],
     "data.val_fraction=1": ["val_fraction=1"],
     "data.batch_size=-4": ["batch_size=-4", "at least 1"],
@@ -78,8 +91,9 @@ FIELDS = {
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_that_cannot_be_used(launch, config, tmp_path, field):
     flag = f"--config.{field}"
-    if not field.startswith(("optim", "train", "data", "tokenizer", "loss", "se")):
+    if not field.startswith(("optim", "train", "data", "tokenizer", "loss", "lora", "mesh", "se")):
         flag = f"--config.model.{field}"
+    flag = flag.replace("LONG", "x" * 300)
     outcome = launch(config, flag, f"--workdir={tmp_path}/new")
     assert_refused(outcome, FIELDS[field])
     assert snapshot(tmp_path) == {}
@@ -99,13 +113,66 @@ FLAGS = {
     "train": ["train", "expected only flags"],
     "--job=sample": ["--workdir"],
     "--job=evaluate": ["--workdir"],
+    "--job=inspect": ["--workdir"],
+    "--job=export": ["--workdir"],
+    "--job=import": ["--workdir"],
+    "--job=compare": ["--runs"],
+    "--job=compare --runs=,": ["--runs"],
+    "--job=compare --runs=nowhere": ["--runs=nowhere", "no run"],
+    "--job=compare --output=xml --runs=x": ["--output=xml", "text, json"],
+    "--job=compare --runs=x --config.seed=1": ["--config.seed", "--runs"],
+    "--job=doctor --config.seed=1": ["--job=doctor", "--config"],
+    "--job=compile --topology=v9": ["--topology=v9", "v5e:4x4"],
+    "--job=verify_resume --steps=12": ["--steps=12", "8"],
+    "--job=import --workdir=x --source=nowhere": ["--source=nowhere", "GGUF"],
+    "--job=import --workdir=x --source=": ["--source="],
+    "--job=tokenizer --config.seed=1": ["--config.seed", "data and tokenizer"],
+    "--job=tokenizer --config.tokenizer.vocab_size=300 --config.data.path=nowhere": [
+        "--config.data.path=nowhere",
+        "no such file",
+    ],
+    "--job=prove_causal --config.model.num_heads=3": ["num_heads=3"],
+    "--job=prove_causal --config.model.context_length=9999999": ["context_length", "GiB"],
+    "--job=compile --config.model.num_heads=3": ["num_heads=3"],
+    "--temperature=0.5": ["--temperature=0.5", "--job=sample"],
+    "--job=sample --temperature=1e300": ["temperature", "1e+300"],
+    "--job=sample --num_samples=1000000000": ["num_samples", "1000000000"],
+    "--gpus=1": ["--gpus=1", "--launcher"],
+    "--sweep_index=1": ["--sweep_index=1", "--sweep"],
+    "--experiment=copy": ["--experiment=copy", "did you mean 'copy_task'?"],
+    "--experiment=": ["--experiment="],
+    "--experiment=warmup --job=train": ["--job", "--experiment"],
+    "--experiment=warmup --config.scale=huge": ["--config.scale=huge", "small"],
+    "--experiment=warmup --config.clip_norm=-1": ["clip_norm=-1", "above 0"],
+    "--experiment=copy_task --config.peak_lr=0": ["peak_lr=0", "above 0"],
+    "--experiment=copy_task --config.num_layers=0": ["num_layers", "at least 1"],
+    "--experiment=lora_rank --config.alpha=0": ["alpha=0", "above 0"],
+    "--experiment=lora_rank --config.full_lr=1e300": ["full_lr", "float32"],
+    "--experiment=grad_norm_depth --config.adam_b2=1": ["adam_b2=1", "below 1"],
+    "--experiment=warmup --config=x.json": ["x.json", "No such file"],
+    "--experiment=all --config.seed=1": ["--experiment=all", "scale"],
+    "--sweep=nowhere.py": ["--sweep=nowhere.py", "get_sweep"],
+    "--launcher=ssh --workdir=x": ["--launcher=ssh", "slurm, local"],
+    "--launcher=local": ["--launcher=local", "--workdir"],
+    "--launcher=local --workdir=x --job=sample": ["--launcher=local", "--job=sample"],
+    "--launcher=local --workdir=x --experiment=warmup --config.nothing=1": ["nothing", "no field"],
+    "--coordinator=x": ["--coordinator=x", "--num_processes", "--process_id"],
+    "--coordinator=x:y --num_processes=2 --process_id=1": ["--coordinator=x:y", "HOST:PORT"],
+    "--coordinator=x:1 --num_processes=2 --process_id=2": ["--process_id=2", "--num_processes=2"],
+    "--process_id=0": ["--process_id=0", "--coordinator"],
+    "--workdir=a --workdir=b": ["--workdir", "twice"],
+    "--workdir=\udcff": ["--workdir=\\udcff", "UTF-8"],
+    "--config=LONG.py": ["File name too long"],
+    "--job=sample --workdir=LONG": ["File name too long"],
 }
 
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_a_flag_that_cannot_be_used(launch, flag):
     before = snapshot(launch.cwd)
-    assert_refused(launch(flag), [f.replace("mean --config", "mean 'config'") for f in FLAGS[flag]])
+    flags = [part.replace("LONG", "x" * 300) for part in flag.split(" ")]
+    said = [f.replace("mean --config", "mean 'config'") for f in FLAGS[flag]]
+    assert_refused(launch(*flags), said)
     assert snapshot(launch.cwd) == before
 
 
@@ -149,6 +216,20 @@ CONFIGS = {
         "from jaxlm.train.config import RunConfig, TrainConfig\n"
         "def get_config():\n    return RunConfig(seed=1.5)\n",
         ["seed", "int"],
+    ),
+    "numbers.py": (
+        "import numpy as np\nfrom jaxlm.train.config import RunConfig\n"
+        "def get_config():\n    return RunConfig(seed=np.int64(1))\n",
+        ["seed", "int"],
+    ),
+    "deep.json": ("[" * 100_000, ["JSON"]),
+    "half.json": (
+        r'{"format_version": 1, "config": {"data": {"path": "\ud800"}}}',
+        ["path", "text"],
+    ),
+    "object.json": (
+        '{"format_version": 1, "config": {"lora": {"targets": {"wq": 1}}}}',
+        ["targets", "joined by commas"],
     ),
     "config.yaml": ("seed: 1\n", [".py", "config.json"]),
     "damaged.json": ('{"format_version": 1, "conf', ["JSON"]),
@@ -228,6 +309,59 @@ RUNS = {
         [],
         ["config.json", "2"],
     ),
+    "metrics of something else": (
+        lambda folder: (unfinished(folder), put(folder / "metrics.jsonl", '{"a": 1}\n')),
+        [],
+        ["metrics.jsonl", "line 1"],
+    ),
+    "a summary of something else": (
+        lambda folder: put(folder / "summary.json", "[]"),
+        [],
+        ["summary.json", "object"],
+    ),
+    "a file for checkpoints": (
+        lambda folder: (shutil.rmtree(folder / "checkpoints"), put(folder / "checkpoints", "")),
+        ["--job=evaluate"],
+        ["checkpoints", "Not a directory"],
+    ),
+    "export nowhere": (nothing, ["--job=export"], ["--target"]),
+    "export over a file": (nothing, ["--job=export", "--target=/dev/null"], ["--target=/dev/null"]),
+    "export below a file": (nothing, ["--job=export", "--target=/dev/null/x"], ["Not a directory"]),
+    "export to nothing": (nothing, ["--job=export", "--target="], ["--target="]),
+    "export no adapters": (
+        nothing,
+        ["--job=export", "--target=x", "--format=peft"],
+        ["--format=peft", "adapters"],
+    ),
+    "export as a GGUF": (
+        nothing,
+        ["--job=export", "--target=x", "--format=gguf"],
+        ["--format=gguf", "safetensors, peft"],
+    ),
+    "import into a run": (
+        lambda folder: None,
+        ["--job=import", "--source=FOLDER"],
+        ["--workdir", "holds a run already"],
+    ),
+    "a tokenizer beside a run": (
+        nothing,
+        ["--job=tokenizer", "--config.tokenizer.vocab_size=300"],
+        ["--workdir", "config.json"],
+    ),
+    "a study in a run": (nothing, ["--experiment=warmup"], ["not a config of --experiment=warmup"]),
+    "a sweep in a run": (
+        lambda folder: put(
+            folder.parent / "s.py",
+            "from jaxlm.core.sweep import axis\ndef get_sweep(): return axis('optim.b1', 0.8)",
+        ),
+        ["--sweep=FOLDER/../s.py"],
+        ["--workdir", "holds a run"],
+    ),
+    "sample that reads a flag of another": (
+        nothing,
+        ["--job=sample", "--output=json"],
+        ["--output=json", "--job=evaluate"],
+    ),
     "evaluate with a config": (
         nothing,
         ["--job=evaluate", "--config=configs/plays.py"],
@@ -254,6 +388,50 @@ RUNS = {
     "sample of nothing": (nothing, ["--job=sample", "--prompt="], ["--prompt="]),
     "sample with top_p": (nothing, ["--job=sample", "--top_p=1.5"], ["--top_p=1.5", "(0, 1]"]),
     "sample at nan": (nothing, ["--job=sample", "--temperature=nan"], ["temperature"]),
+    "sample with half a bias": (
+        nothing,
+        ["--job=sample", "--logit_bias=5"],
+        ["--logit_bias=5", "ID:BIAS"],
+    ),
+    "sample with a bias of nothing": (nothing, ["--job=sample", "--logit_bias=999:1"], ["999"]),
+    "sample without repeating": (
+        nothing,
+        ["--job=sample", "--repetition_penalty=0"],
+        ["repetition_penalty=0", "above 0"],
+    ),
+    "sample to a word": (nothing, ["--job=sample", "--stop=the"], ["--stop=the", "3 tokens"]),
+    "sample to what it never saw": (nothing, ["--job=sample", "--stop=%"], ["--stop", "'%'"]),
+    "sample a beam that draws": (
+        nothing,
+        ["--job=sample", "--beam_width=2", "--temperature=0.5"],
+        ["--temperature=0.5", "--beam_width"],
+    ),
+    "sample more than the beam": (
+        nothing,
+        ["--job=sample", "--beam_width=2", "--num_samples=3"],
+        ["--num_samples=3", "--beam_width=2"],
+    ),
+    "sample with a penalty alone": (
+        nothing,
+        ["--job=sample", "--length_penalty=2"],
+        ["--length_penalty=2", "--beam_width"],
+    ),
+    "sample with half its layers": (
+        nothing,
+        ["--job=sample", "--draft_layers=1"],
+        ["--draft_layers=1", "1 layers"],
+    ),
+    "sample with no draft": (nothing, ["--job=sample", "--draft=nowhere"], ["--draft=nowhere"]),
+    "sample drafts of nothing": (
+        nothing,
+        ["--job=sample", "--draft_tokens=3"],
+        ["--draft_tokens=3", "--draft"],
+    ),
+    "sample a drafted beam": (
+        nothing,
+        ["--job=sample", "--draft_layers=1", "--beam_width=2"],
+        ["--beam_width", "--draft_layers"],
+    ),
     "sample with a large seed": (nothing, ["--job=sample", f"--seed={2**70}"], ["seed"]),
     "sample too many tokens": (nothing, ["--job=sample", f"--num_tokens={2**40}"], ["num_tokens"]),
     "sample with another tokenizer": (other_tokenizer, ["--job=sample"], ["tokenizer"]),
@@ -267,8 +445,46 @@ def test_a_run_that_cannot_be_used_so(launch, finished, tmp_path, name):
     shutil.copytree(finished, folder)
     change(folder)
     before = snapshot(folder)
+    flags = [flag.replace("FOLDER", str(folder)) for flag in flags]
     assert_refused(launch(*flags, f"--workdir={folder}"), fragments)
-    assert snapshot(folder) == before
+    left = snapshot(folder)
+    left.pop("lock", None), before.pop("lock", None)  # of the lock the empty file may stay
+    assert left == before
+
+
+SWEEPS = {
+    "nothing": ("x = 1", ["get_sweep"]),
+    "a number": ("def get_sweep(): return 3", ["list of points"]),
+    "no points": ("def get_sweep(): return []", ["no points"]),
+    "tuples": ("def get_sweep(): return [('seed', 1)]", ["list of points"]),
+    "a number for a name": ("def get_sweep(): return [{1: 2}]", ["list of points"]),
+    "no such field": ("def get_sweep(): return axis('sed', 1, 2)", ["point 0", "'seed'"]),
+    "a list for a number": ("def get_sweep(): return [{'seed': [1]}]", ["point 0", "expected int"]),
+    "an object": ("def get_sweep(): return [{'seed': object()}]", ["point 0", "expected int"]),
+    "not a number": (
+        "def get_sweep(): return axis('optim.peak_lr', float('nan'))",
+        ["point 0", "expected float"],
+    ),
+    "a value twice": ("def get_sweep(): return axis('seed', 1, 1)", ["seed", "twice"]),
+    "a mesh": ("def get_sweep(): return axis('mesh.data', 1)", ["point 0", "mesh"]),
+    "no end": ("def get_sweep(): return get_sweep()", ["RecursionError"]),
+    "an exit": ("def get_sweep(): raise SystemExit(4)", ["SystemExit"]),
+    "another text": ("def get_sweep(): return axis('data.path', 'nowhere')", ["nowhere"]),
+    "rollback": ("def get_sweep(): return axis('train.on_nonfinite', 'rollback')", ["rollback"]),
+    "spikes": ("def get_sweep(): return axis('train.spike_sigmas', 5.0)", ["spike_sigmas", "skip"]),
+    "a tracker": ("def get_sweep(): return axis('train.trackers', ('wandb',))", ["trackers"]),
+    "a profile": ("def get_sweep(): return axis('train.profile_steps', '0:8')", ["profile_steps"]),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_that_cannot_be_used(launch, config, tmp_path, name):
+    body, fragments = SWEEPS[name]
+    path = put(tmp_path / "s.py", f"from jaxlm.core.sweep import axis\n{body}\n")
+    before = snapshot(tmp_path)
+    outcome = launch(config, f"--sweep={path}", f"--workdir={tmp_path}/new")
+    assert_refused(outcome, fragments)
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("job", ["sample", "evaluate"])

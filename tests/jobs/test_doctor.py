@@ -7,11 +7,11 @@ import types
 import jax
 import pytest
 
-from jaxlm.jobs import doctor
+from jaxlm.jobs import Launch, doctor
 
 
 def test_this_machine_can_multiply_and_is_described(capsys):
-    code = doctor.main(None)
+    code = doctor.main(Launch(None, {}, None, "", None))
     out = capsys.readouterr().out
     assert code == int("->" in out)  # what is wrong has an arrow to what puts it right
     for word in ("python", "jaxlib", "devices", "arithmetic", "cache", "disk", "extras"):
@@ -62,7 +62,7 @@ def test_a_jax_that_does_not_start_is_an_answer_too(monkeypatch, capsys):
         raise RuntimeError("Unable to initialize backend 'cuda':\n no driver")
 
     monkeypatch.setattr(jax, "devices", fails)
-    assert doctor.main(None) == 1
+    assert doctor.main(Launch(None, {}, None, "", None)) == 1
     assert "JAX does not start: Unable to initialize backend 'cuda': no driver" in (
         capsys.readouterr().out
     )

@@ -16,7 +16,7 @@ from jaxlm.io.host_memory import free_bytes
 from jaxlm.jobs import preflight
 from jaxlm.jobs.memory_table import compiled_bytes
 from jaxlm.jobs.setup import backends_of, layout_of
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.models.backends import BACKENDS
 from jaxlm.nn.linear import linear
 from jaxlm.train import estimates
@@ -24,28 +24,38 @@ from jaxlm.train.config import RunConfig
 from jaxlm.train.program import hyper_values, place_program
 
 SMALL = {
-    "model.num_layers": 2, "model.d_model": 32, "model.num_heads": 2, "model.context_length": 32,
-    "model.vocab_size": 64, "data.batch_size": 64, "train.steps_per_call": 1,
+    "model.d_model": 32, "model.context_length": 32, "model.vocab_size": 64, "data.batch_size": 64,
+    "train.steps_per_call": 1,
 }  # fmt: skip
 
 
 def placed(**overrides):
     """The arguments of `preflight.has_room`, but the limit."""
     cfg = apply_overrides(RunConfig(), SMALL | overrides)
-    layout = layout_of(cfg, transformer.param_specs(cfg.model))
+    layout = layout_of(cfg, kinds.param_specs(cfg.model))
     backends = backends_of(cfg, layout)
     token_bytes = np.ones(cfg.model.vocab_size, np.int32)
     program = place_program(cfg, token_bytes, layout, hyper_values(cfg), **backends.options)
     return cfg, layout, program, backends.attention
 
 
-def test_a_run_whose_state_alone_is_too_large_leaves_nothing_behind(launch, config, tmp_path):
-    huge = ("--config.model.d_model=65536", "--config.model.num_layers=4000")
+@pytest.mark.parametrize(
+    ("fields", "weight"),
+    [
+        ({"d_model": 65536, "num_layers": 4000}, ["blocks/w_up", "[4000,", "65536,", "32]"]),
+        ({"num_layers": 10**9}, ["blocks/w_up", "[1000000000,", "16,", "32]"]),
+        ({"kind": "gru", "num_layers": 10**9}, ["blocks/kernel", "[1000000000,", "16,", "3,"]),
+    ],
+)
+def test_a_run_whose_state_alone_is_too_large_leaves_nothing_behind(
+    launch, config, tmp_path, fields, weight
+):
+    huge = [f"--config.model.{name}={value}" for name, value in fields.items()]
     outcome = launch(config, f"--workdir={tmp_path}/run", *huge)
     assert outcome.code == 2 and outcome.out == ""
     lines = outcome.err.splitlines()
-    assert lines[0].startswith("launch.py: this run does not fit: weights and optimizer alone are ")
-    assert any(line.split()[:4] == ["blocks/w_up", "[4000,", "65536,", "32]"] for line in lines)
+    assert lines[0].startswith("launch.py: this run does not fit: its weights and their optimizer")
+    assert any(line.split()[:4] == weight for line in lines)
     assert any(line.startswith("by our count: ") for line in lines)
     assert lines[-1].startswith("nothing near it fits: ")
     assert not list(tmp_path.iterdir())
@@ -68,7 +78,7 @@ def test_what_decides_is_the_compiled_step(monkeypatch, capsys):
     assert capsys.readouterr().err == "" and asked
     assert not preflight.has_room(*run, needed - 1)
     err = capsys.readouterr().err
-    assert err.startswith("launch.py: this run does not fit: a step needs ")
+    assert err.startswith("launch.py: this run does not fit: a step takes ")
     assert "\ndoes not fit: " in err
     assert "\nwould fit with --config.model.remat=" in err
 
@@ -92,12 +102,14 @@ def test_a_run_with_room_to_spare_is_not_compiled(monkeypatch):
         ("plain", {"model.num_heads": 16, "model.head_dim": 4, "model.context_length": 256}),
         ("split", {"model.context_length": 256, "model.dropout": 0.1}),
         ("chunked", {"model.bias": True, "model.norm": "layer", "model.activation": "gelu"}),
+        (None, {"model.kind": "lstm"}),
+        (None, {"model.kind": "mlp"}),
         ("flash", {"model.qk_norm": True, "model.norm_placement": "post", "model.d_ff": 8}),
     ],
 )
 def test_what_is_taken_for_the_most_is_more_than_is_counted(attention, overrides):
     cfg, layout, program, _ = placed(**overrides)
-    functions = {"attend": BACKENDS[attention], "linear": linear}
+    functions = {"linear": linear} | ({"attend": BACKENDS[attention]} if attention else {})
     layer = estimates.layer_of_device(cfg, layout, **functions)
     counted = estimates.held(cfg, layout, program.state, layer).total
     assert estimates.at_most(cfg, layout, program.state) > counted

@@ -89,7 +89,8 @@ def study(tmp_path, monkeypatch):
     def run(*flags, **env):
         env = {**os.environ, "TOY_LOG": str(log), "JAX_PLATFORMS": "cpu", **env}
         env |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        command = [sys.executable, str(root / "launch.py"), "--experiment=toy", *flags]
+        which = [] if any(f.startswith("--experiment") for f in flags) else ["--experiment=toy"]
+        command = [sys.executable, str(root / "launch.py"), *which, *flags]
         return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
 
     run.cells = lambda: log.read_text().split()

@@ -80,6 +80,17 @@ def test_trace_shows_the_streams_and_maps_of_the_float64_loop(style, params_of):
     np.testing.assert_allclose(seen.attention, maps, atol=1e-5)
 
 
+def test_what_traced_heads_gave_is_what_attention_adds(params_of):
+    """With an idle feed-forward a layer adds the heads' outputs, each by its slice of wo."""
+    cfg = config("no norm", num_kv_heads=2)
+    params = dict(params_of(cfg))
+    params["blocks"] = params["blocks"] | {"w_down": jnp.zeros_like(params["blocks"]["w_down"])}
+    seen = quick_jit(lambda p, t: transformer.trace(p, t, cfg))(params, TOKENS)
+    added = np.einsum("nbshe,nhed->nbsd", *map(np.float64, (seen.heads, params["blocks"]["wo"])))
+    streams = np.concatenate([params["embed"][TOKENS][None], seen.residual])
+    np.testing.assert_allclose(np.diff(streams, axis=0), added, atol=1e-5 * np.abs(added).max())
+
+
 def test_build_offers_the_same_functions(forward_of, extend_of, params_of, small_cfg):
     params, model = params_of(small_cfg), transformer.build(small_cfg)
     logits = forward_of(small_cfg)(params, TOKENS)

@@ -156,12 +156,12 @@ def test_chunks_of_any_size_equal_the_full_forward(sizes, forward_of, extend_of,
     np.testing.assert_allclose(logits, full, atol=1e-5)
 
 
-def test_lowering_the_length_equals_never_having_appended(extend_of, params_of):
+def test_tokens_taken_back_are_as_if_never_read(extend_of, params_of):
     params, extend = params_of(BASE), extend_of(BASE)
     start = transformer.init_cache(BASE, 2, 12)
     _, four = in_chunks(extend, params, TOKENS, start, (4,))
     _, eight = in_chunks(extend, params, with_token(5)[:, 4:8], four, (4,))
-    back = eight.replace(length=four.length)
+    back = transformer.build(BASE).take_back(eight, four.length)
     straight, _ = extend(params, TOKENS[:, 4:8], four)
     again, _ = extend(params, TOKENS[:, 4:8], back)
     np.testing.assert_array_equal(again, straight)
@@ -177,6 +177,18 @@ def test_rows_of_a_cache_may_hold_different_lengths(forward_of, extend_of, param
     np.testing.assert_allclose(logits[0], full[0, 4:8], atol=1e-5)
     np.testing.assert_allclose(logits[1], full[1, 2:6], atol=1e-5)
     np.testing.assert_array_equal(cache.length, [8, 6])
+
+
+def test_padding_behind_a_rows_tokens_is_not_taken(extend_of, params_of):
+    params, extend = params_of(BASE), extend_of(BASE)
+    start = transformer.init_cache(BASE, 2, 12)
+    _, straight = extend(params, TOKENS[:, :4], start)
+    padded = np.where(np.arange(4) < np.array([[4], [2]]), TOKENS[:, :4], 0)
+    _, cache = extend(params, padded, start, lengths=jnp.array([4, 2]))
+    np.testing.assert_array_equal(cache.length, [4, 2])
+    logits, _ = extend(params, TOKENS[:, 2:4], cache)
+    same, _ = extend(params, TOKENS[:, 2:4], straight.replace(length=jnp.array([4, 2])))
+    np.testing.assert_array_equal(logits, same)
 
 
 # The programs round bfloat16 at other places: the one keeps float32 where it fuses.

@@ -344,6 +344,13 @@ def test_fields_that_make_no_tokenizer_are_refused(changes, message, documents):
     assert message in str(refused.value) and "x.gguf" in str(refused.value)
 
 
+@pytest.mark.parametrize("rows", [V - 1, V + 2000])
+def test_fields_of_other_weights_are_refused(rows, documents):
+    fields = gguf_fields(documents["gpt2"], "gpt-2")
+    with pytest.raises(ConfigError, match=f"x.gguf: .*{V} ids and the weights {rows} rows"):
+        tokenizer_from_gguf(fields, rows, "x.gguf")
+
+
 def test_a_stream_of_text_in_another_normal_form_is_encoded_as_the_whole(pairs):
     ours, _ = pairs["qwen2"]
     rng = np.random.default_rng(0)

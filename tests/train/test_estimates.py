@@ -10,12 +10,12 @@ from jaxlm.data.batches import Batch
 from jaxlm.jobs.memory_table import compiled_bytes
 from jaxlm.jobs.plan import held_by
 from jaxlm.jobs.setup import backends_of, layout_of
-from jaxlm.models import transformer
+from jaxlm.models import kinds
 from jaxlm.train.config import RunConfig
 from jaxlm.train.program import hyper_values, place_program
 
 BASE = {
-    "model.num_layers": 4, "model.d_model": 128, "model.num_heads": 4, "model.context_length": 128,
+    "model.num_layers": 4, "model.d_model": 128, "model.context_length": 128,
     "model.vocab_size": 512, "data.batch_size": 16, "train.steps_per_call": 1,
 }  # fmt: skip
 
@@ -30,12 +30,13 @@ BASE = {
         {"model.vocab_size": 16384, "model.remat": "full", "train.vocab_chunk": 1024},
         {"model.activation": "gelu", "model.norm": "layer", "model.num_kv_heads": 2,
          "model.dtype": "bfloat16", "optim.name": "sgd"},
+        {"model.kind": "gru"},
     ],
 )  # fmt: skip
 def test_a_steps_memory_is_counted_within_15_percent(overrides):
     """A layer's activations once too often, or once too few, would be 20 % and more here."""
     cfg = apply_overrides(RunConfig(), BASE | overrides)
-    layout = layout_of(cfg, transformer.param_specs(cfg.model))
+    layout = layout_of(cfg, kinds.param_specs(cfg.model))
     backends = backends_of(cfg, layout)
     token_bytes = np.ones(cfg.model.vocab_size, np.int32)
     program = place_program(cfg, token_bytes, layout, hyper_values(cfg), **backends.options)
