@@ -41,7 +41,7 @@ READ_BY = {
     "runs": ("compare",),
     "source": ("import",),
     **dict.fromkeys(("target", "format"), ("export",)),
-    "topology": ("compile",),
+    **dict.fromkeys(("topology", "plan"), ("compile",)),
     "shrink": ("check_layouts",),
     "seed": ("sample", "verify_resume"),
     **dict.fromkeys(("kills", "steps"), ("verify_resume",)),
