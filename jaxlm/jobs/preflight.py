@@ -30,7 +30,7 @@ from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import Layout
 from jaxlm.train.program import PlacedProgram
 
-NEAR = 0.7  # of what there is; our count is off by a fifth at most, see configs/SCALE.md
+NEAR = 0.7  # of what there is: our count was short by a tenth at most, see configs/SCALE.md
 
 
 def has_room(
