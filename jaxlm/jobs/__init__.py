@@ -54,7 +54,7 @@ READ_BY = {
     "source": ("import",),
     "target": ("explain", "export"),
     "format": ("export",),
-    "topology": ("compile",),
+    **dict.fromkeys(("topology", "plan"), ("compile",)),
     "shrink": ("check_layouts",),
     "seed": ("chat", "sample", "verify_resume"),
     **dict.fromkeys(("kills", "steps"), ("verify_resume",)),
