@@ -21,6 +21,7 @@ Its `run.py` holds what needs JAX:
 
 STUDIES = {
     "char_models": "what gates, convolutions and attention buy a character model of one size",
+    "initialisation": "what initial weights and batch norm decide before the first step",
     "copy_task": "how transformers learn to copy, and how far beyond their training lengths",
     "lora_rank": "which LoRA rank, in which matrices, carries a model to another domain",
     "warmup": "which learning-rate schedule needs how much warmup, before pre-norm and post-norm",
