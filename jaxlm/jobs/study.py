@@ -131,7 +131,7 @@ def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> i
                 if record is None:
                     print(f"{label}  kept", flush=True)
                     continue
-                timings.append({"cell": place, **record})
+                timings.append({"cell": place, "what": describe(cell, cells), **record})
                 print(f"{label}  {record['seconds']:.1f} s", flush=True)
                 if stopped():
                     print(f"stopped   by {stopped().name}; finished cells are kept, go on with:")
@@ -220,7 +220,7 @@ def run_all(launch: Launch) -> int:
     if launch.config or set(launch.overrides) - {"scale"}:
         raise ConfigError(f"--experiment={ALL} takes no config but {FLAG}scale")
     root = pathlib.Path(launch.workdir) if launch.workdir else workdir.new_run_dir("runs", ALL)
-    entries = []
+    started, entries = time.perf_counter(), []
     for name in studies:
         study, folder = open_study(name), root / name
         part = launch._replace(workdir=str(folder))
@@ -234,7 +234,7 @@ def run_all(launch: Launch) -> int:
             return code
         entries.append(folder)
     index = write_index(root, [index_entry(folder) for folder in entries])
-    print(f"index     {index}")
+    print(f"index     {index}  ({time.perf_counter() - started:.1f} s in all)")
     return 0
 
 
