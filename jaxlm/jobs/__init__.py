@@ -34,19 +34,20 @@ BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their
 READ_BY = {
     **dict.fromkeys(
         (
-            "num_tokens",
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "logit_bias",
+            *("num_tokens", "temperature", "top_k", "top_p", "min_p"),
+            *("repetition_penalty", "logit_bias"),
         ),
         ("chat", "sample"),
     ),
     "prompt": ("explain", "sample"),
-    "num_samples": ("sample",),
     **dict.fromkeys(("system", "context"), ("chat",)),
+    **dict.fromkeys(
+        (
+            *("num_samples", "stop", "beam_width", "length_penalty"),
+            *("draft", "draft_layers", "draft_tokens", "regex", "json_schema"),
+        ),
+        ("sample",),
+    ),
     "checkpoint": ("chat", "evaluate", "explain", "export", "inspect", "sample"),
     "output": ("compare", "evaluate", "inspect"),
     "runs": ("compare",),
