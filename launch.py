@@ -4,6 +4,7 @@
   python launch.py --config.data.path=FILE                train on your own text
   python launch.py --job=sample --workdir=runs/a --prompt="ROMEO:"
   python launch.py --job=chat --workdir=runs/a --system="Be brief."
+  python launch.py --job=explain --workdir=runs/a --prompt="To be, or not to be"
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=tokenizer --config.tokenizer.vocab_size=8192 --config.data.path=FILE
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
@@ -44,6 +45,7 @@ _FLAGS = [
         "checkpoint", "newest", "evaluate, export, sample, chat, inspect: newest, best."
     ),
     flags.DEFINE_string("topology", "local", "compile: for what; local, or a slice as v5e:4x4."),
+    flags.DEFINE_bool("plan", False, "compile: find micro-batch, remat and mesh."),
     flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
     flags.DEFINE_string(
@@ -64,9 +66,9 @@ _FLAGS = [
     flags.DEFINE_bool("array", False, "launcher: each run of a sweep in a job of its own."),
     flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
     flags.DEFINE_string("source", None, "import: a Hugging Face or PEFT folder, or a GGUF file."),
-    flags.DEFINE_string("target", None, "export: the folder to make."),
+    flags.DEFINE_string("target", None, "export: the folder to make; explain: the page."),
     flags.DEFINE_string("format", "safetensors", "export: safetensors, or peft: adapters alone."),
-    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from."),
+    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from; explain: to look at."),
     flags.DEFINE_string("system", None, "chat: what the model is told first."),
     flags.DEFINE_integer(
         "context",
@@ -104,6 +106,8 @@ _FLAGS = [
     flags.DEFINE_integer(
         "draft_tokens", 4, "draft: so many at a time.", lower_bound=1, upper_bound=64
     ),
+    flags.DEFINE_string("regex", None, "sample: only texts that match this from end to end."),
+    flags.DEFINE_string("json_schema", None, "sample: only JSON that this file's schema accepts."),
     flags.DEFINE_integer(
         "seed",
         0,

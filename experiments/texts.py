@@ -25,30 +25,50 @@ class Text(NamedTuple):
 @functools.cache
 def plays(kind: str = "characters", val_fraction: float = 0.1) -> Text:
     """The bundled plays; kind: characters or bytes. The last `val_fraction` validates."""
+    text, fingerprint = _text_of_plays()
+    return as_text(text, kind, val_fraction, fingerprint)
+
+
+def plays_as(tokenizer: Tokenizer, val_fraction: float = 0.1) -> Text:
+    """The same in the tokens of a model that is there already."""
+    text, fingerprint = _text_of_plays()
+    return _cut(text, tokenizer, val_fraction, fingerprint)
+
+
+def _text_of_plays() -> tuple[str, str]:
     corpus = open_corpus(DataConfig())
     text = "\n".join("".join(pieces) for pieces in corpus.documents())
-    return as_text(text, kind, val_fraction, corpus.fingerprint)
+    return text, corpus.fingerprint
 
 
 @functools.cache
 def standard_library(
-    modules: tuple[str, ...], num_validation_modules: int, corpus_sha256: str
+    modules: tuple[str, ...],
+    num_validation_modules: int,
+    corpus_sha256: str,
+    tokenizer: Tokenizer | None = None,
 ) -> Text:
-    """Files of Python's library as bytes; the last `num_validation_modules` validate.
+    """Files of Python's library; the last `num_validation_modules` validate.
+
+    tokenizer: None: of bytes.
 
     Raises:
       ConfigError: a file that is not there, or another text than that of the hash.
     """
     texts = library.read_modules(modules)
     library.check_fingerprint(texts, corpus_sha256)
-    tokenizer, cut = plays("bytes").tokenizer, -num_validation_modules
-    parts = (tokenizer.encode("".join(part)) for part in (texts[:cut], texts[cut:]))
+    tokenizer, cut = tokenizer or plays("bytes").tokenizer, -num_validation_modules
+    parts = (tokenizer.encode_ordinary("".join(part)) for part in (texts[:cut], texts[cut:]))
     return Text(tokenizer, *map(split_from_array, parts), corpus_sha256)
 
 
 def as_text(text: str, kind: str, val_fraction: float, fingerprint: str) -> Text:
     """`text` cut in two and encoded."""
     tokenizer = train_tokenizer(TokenizerConfig(kind=kind), [text])
+    return _cut(text, tokenizer, val_fraction, fingerprint)
+
+
+def _cut(text: str, tokenizer: Tokenizer, val_fraction: float, fingerprint: str) -> Text:
     ids = tokenizer.encode(text)
     cut = int(len(ids) * (1 - val_fraction))
     return Text(tokenizer, split_from_array(ids[:cut]), split_from_array(ids[cut:]), fingerprint)

@@ -29,6 +29,10 @@ def _text(values) -> str:
     return brief(mean_interval(values))
 
 
+def _perplexity(results: Results) -> str:
+    return f"perplexity of a {readings.names_of(results.config)[0]}"
+
+
 def _trained(of: Results) -> str:
     perplexity = readings.at_best(of, "perplexity").values()
     return f"{readings.num_trainable(of):,} weights reach {_text(perplexity)}"
@@ -67,7 +71,7 @@ def perplexity_by_rank(results: Results) -> Figure:
         f"full fine-tuning to {_text(full)}. At the best evaluation, scale alpha/r. "
         + _over_seeds(results),
         x_label="rank",
-        y_label="perplexity of a byte",
+        y_label=_perplexity(results),
         log_x=True,
         log_y=True,
         x_ticks=results.config["ranks"],
@@ -86,7 +90,7 @@ def perplexity_by_share(results: Results) -> Figure:
                 targets,
                 (
                     (
-                        100 * readings.share_trainable(results, each),
+                        float(f"{100 * readings.share_trainable(results, each):.3g}"),
                         readings.at_best(each, "perplexity"),
                     )
                     for each in settings
@@ -100,22 +104,24 @@ def perplexity_by_share(results: Results) -> Figure:
     # As narrow a comparison as there is: the first rank that trains as many weights, or the last.
     enough = [n for n in others if readings.num_trainable(others[n]) >= readings.num_trainable(few)]
     rank = enough[0] if enough else cfg["ranks"][-1]
+    other = f"{_trained(others[rank])} on {narrow} (rank {rank}); "
     return lines(
         series,
         name="perplexity_by_share",
         title="Perplexity on the new domain, by what is trained",
         caption="Where lines lie apart, it matters which weights are trained, and not only how "
-        f"many. {_trained(few)} on {wide} (rank {cfg['ranks'][0]}); {_trained(others[rank])} on "
-        f"{narrow} (rank {rank}); "
-        f"{_trained(full)} in full fine-tuning. " + _over_seeds(results),
+        f"many. {_trained(few)} on {wide} (rank {cfg['ranks'][0]}); "
+        f"{other if narrow != wide else ''}{_trained(full)} in full fine-tuning. "
+        + _over_seeds(results),
         x_label="trainable weights, % of the base's",
-        y_label="perplexity of a byte",
+        y_label=_perplexity(results),
         log_x=True,
     )
 
 
 def forgetting_by_rank(results: Results) -> Figure:
     full = results.select("forgetting", method=FULL).values()
+    _, new, old = readings.names_of(results.config)
     series = [
         comparing.band(
             targets,
@@ -130,7 +136,7 @@ def forgetting_by_rank(results: Results) -> Figure:
         series,
         name="forgetting_by_rank",
         title="What is forgotten of the old domain, by rank",
-        caption="Loss on the plays at the best evaluation of Python, less that of the base "
+        caption=f"Loss on {old} at the best evaluation of {new}, less that of the base "
         f"({readings.of_base(results, domain=OLD):.3f} nats/token). Full fine-tuning forgets "
         f"{_text(full)}. " + _over_seeds(results),
         x_label="rank",
@@ -215,7 +221,7 @@ def _scalings(
     ]
     return grid(
         panels,
-        y_label="perplexity of a byte",
+        y_label=_perplexity(results),
         log_x=True,
         x_ticks=xs,
         references=[(FULL, float(np.mean(full)))],

@@ -7,7 +7,7 @@ from experiments.comparing import lowest_mean
 from jaxlm.core.results import Results
 
 BASE, LORA, FULL = "frozen base", "LoRA", "full fine-tuning"  # method
-NEW, OLD = "new", "old"  # domain: Python, plays
+NEW, OLD = "new", "old"  # domain
 OVER_R, OVER_SQRT_R = "alpha/r", "alpha/sqrt(r)"  # scaling
 SCALINGS = (OVER_R, OVER_SQRT_R)
 TARGETS = {  # sets of matrices
@@ -16,6 +16,13 @@ TARGETS = {  # sets of matrices
     "q+k+v+o": ("wq", "wk", "wv", "wo"),
     "all linear": ("all",),
 }
+
+
+def names_of(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a token is, the new domain and the old one."""
+    if config["base"]["source"] is None:
+        return "byte", "Python", "the plays"
+    return "token", "the plays", "Python"
 
 
 class Setting(NamedTuple):

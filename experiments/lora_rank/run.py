@@ -1,5 +1,6 @@
 """The base, the populations of adapters and full fine-tuning, and merged weights against both."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -13,32 +14,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import library
+from experiments import adapting, library
+from experiments.adapting import lane_of
 from experiments.language import train_runs
 from experiments.lora_rank import Config, readings
-from experiments.texts import Text, lane_batches, plays, standard_library
+from experiments.texts import Text, lane_batches, plays, plays_as, standard_library
 from jaxlm.analysis.statistics import early_stop
 from jaxlm.core import trees
 from jaxlm.core.arrays import Params
-from jaxlm.core.config import from_dict, to_dict
+from jaxlm.core.config import FLAG, ConfigError, from_dict, to_dict
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch
-from jaxlm.data.config import DataConfig
+from jaxlm.interop import pretrained
 from jaxlm.models import lora, transformer
 from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
-from jaxlm.optim.config import OptimConfig
-from jaxlm.train.config import RunConfig, TrainConfig
+from jaxlm.tokenizers import Tokenizer
+from jaxlm.train.config import RunConfig
 from jaxlm.train.population import Trained
-from jaxlm.train.program import Program, group_by_structure, make_program
+from jaxlm.train.program import Program, group_by_structure, hyper_values, make_program
 
 OLD, NEW = 0, 1  # places of the domains in what is evaluated
-VALIDATION_SEED = 0  # of the windows that every evaluation reads
-NUM_SAMPLES = 100  # on which merged weights are compared with base plus adapters
-NUM_CALLS = 200  # of the forward pass, where it is timed
 
-resolve = library.resolve
 merge = jax.jit(lora.merge, static_argnames="scaling")  # by itself it is dozens of small programs
 
 
@@ -49,39 +47,56 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
         case readings.BASE:
             return base_rows(cfg)
         case readings.LORA:
-            return lora_rows(cfg, cell["targets"])
+            return lora_rows(cfg, cell["targets"], cell.get("rank"))
         case readings.FULL:
             return full_rows(cfg)
     raise ValueError(f"no cell has method={cell['method']!r}")
 
 
+def resolve(cfg: Config) -> Config:
+    """`cfg` with the hash of the library's text; ConfigError where a source is none."""
+    source = cfg.base.source
+    if source is not None and not pretrained.is_pretrained(source):
+        raise ConfigError(f"{FLAG}base.source={source}: is no Hugging Face folder and no GGUF file")
+    return library.resolve(cfg)
+
+
 # The two domains.
 
 
+@functools.cache
+def tokenizer_of(source: str | None) -> Tokenizer:
+    """Of bytes, where the base is trained here."""
+    return plays("bytes").tokenizer if source is None else pretrained.load_tokenizer(source)
+
+
+@functools.cache
+def the_plays(cfg: Config) -> Text:
+    tokenizer = tokenizer_of(cfg.base.source)
+    return plays("bytes") if cfg.base.source is None else plays_as(tokenizer)
+
+
+def the_library(cfg: Config) -> Text:
+    tokenizer = tokenizer_of(cfg.base.source)
+    return standard_library(cfg.modules, cfg.num_validation_modules, cfg.corpus_sha256, tokenizer)
+
+
 def new_domain(cfg: Config) -> Text:
-    return standard_library(cfg.modules, cfg.num_validation_modules, cfg.corpus_sha256)
+    return the_library(cfg) if cfg.base.source is None else the_plays(cfg)
+
+
+def old_domain(cfg: Config) -> Text:
+    return the_plays(cfg) if cfg.base.source is None else the_library(cfg)
 
 
 def validation(cfg: Config) -> Batch:
-    """[2, E, B, S]: the same windows at every evaluation, drawn from all of each validation text.
-
-    The old domain first, then the new one.
-    """
-    parts = [
-        lane_batches(
-            text.validation,
-            [VALIDATION_SEED],
-            batch_size=cfg.batch_size,
-            context_length=cfg.base.context_length,
-        )(0, cfg.eval_batches)
-        for text in (plays("bytes"), new_domain(cfg))
-    ]
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-
-def evaluation(program: Program) -> Callable[[Any, Batch], Any]:
-    """The program's evaluation of both domains."""
-    return lambda state, domains: jax.lax.map(functools.partial(program.evaluate, state), domains)
+    """[2, E, B, S]: windows of the old domain first, then of the new one."""
+    return adapting.domain_windows(
+        [text.validation for text in (old_domain(cfg), new_domain(cfg))],
+        num_batches=cfg.eval_batches,
+        batch_size=cfg.batch_size,
+        context_length=cfg.base.context_length,
+    )
 
 
 # The base.
@@ -100,7 +115,7 @@ class Scores(NamedTuple):
 class Base(NamedTuple):
     """What is adapted.
 
-    model: its structure. params: its weights. token_bytes: as of a tokenizer.
+    model: its structure. params: its weights, float32. token_bytes: as of a tokenizer.
     curve: [(step of its own training, scores)], the last of them those of `params`.
     """
 
@@ -112,25 +127,54 @@ class Base(NamedTuple):
 
 @functools.cache
 def open_base(cfg: Config) -> Base:
-    """Trains the base. A function of the config alone: another process gets the same weights."""
-    base, text = cfg.base, plays("bytes")
-    run = RunConfig(
-        model=TransformerConfig(
-            vocab_size=text.tokenizer.vocab_size,
-            context_length=base.context_length,
-            num_layers=base.num_layers,
-            d_model=base.d_model,
-            num_heads=base.num_heads,
-        ),
-        data=DataConfig(batch_size=base.batch_size),
-        optim=OptimConfig(name="muon", peak_lr=base.peak_lr, warmup_steps=base.num_steps // 10),
-        train=train_config(base.num_steps, base.eval_every),
-        seed=base.seed,
-    )
-    token_bytes = text.tokenizer.token_bytes
-    trained = train(cfg, [run], make_program(run, token_bytes), text)
+    """The base, trained or read; a function of the config, and of the file that it names.
+
+    So another process gets the same weights.
+    """
+    base = cfg.base
+    token_bytes = tokenizer_of(base.source).token_bytes
+    if base.source is not None:
+        model, params = pretrained.load_weights(base.source)
+        model = dataclasses.replace(model, context_length=base.context_length)
+        read = Base(model, rounded(params, model, base.dtype), token_bytes, [])
+        return read._replace(curve=[(0, scores_alone(cfg, read))])
+    model, trained = adapting.train_base(base, validation(cfg))
     curve = [(step, scores.of(0)) for step, scores in scores_of(trained)]
-    return Base(run.model, lane_of(trained.state.params, 0), token_bytes, curve)
+    params = rounded(lane_of(trained.state.params, 0), model, base.dtype)
+    made = Base(model, params, token_bytes, curve)
+    if base.dtype != "float32":  # the last scores were those before rounding
+        made = made._replace(curve=[*curve[:-1], (curve[-1][0], scores_alone(cfg, made))])
+    return made
+
+
+def held(params: Params, model: TransformerConfig, dtype: str) -> Params:
+    """Matrices and tables in `dtype`, as the frozen base is kept; gains and biases as they are."""
+    return trees.map_with_path(
+        lambda _, spec, w: w if spec.kind == "vector" else jnp.asarray(w, dtype),
+        transformer.param_specs(model),
+        params,
+    )
+
+
+def rounded(params: Params, model: TransformerConfig, dtype: str) -> Params:
+    """float32 whose matrices and tables hold no more than `dtype` can."""
+    return jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), held(params, model, dtype))
+
+
+def scores_alone(cfg: Config, base: Base) -> Scores:
+    """Of the base, on the windows on which its adaptations are evaluated."""
+    run = adaptation(cfg, base, 0, cfg.full_lr)
+    program = make_program(run, base.token_bytes)
+    state = jax.eval_shape(program.init, 0, hyper_values(run))
+    state = state.replace(params=base.params, hypers=hyper_values(run))
+    arrays = {"params": base.params, "hypers": state.hypers}
+
+    @jax.jit
+    def evaluate(arrays, domains):
+        return adapting.evaluation(program)(state.replace(**arrays), domains)
+
+    values = evaluate(arrays, validation(cfg))
+    return Scores(*(np.float64(values[name].compute()) for name in Scores._fields))
 
 
 def base_rows(cfg: Config) -> list[Row]:
@@ -145,10 +189,11 @@ def base_rows(cfg: Config) -> list[Row]:
 # Adaptation.
 
 
-def lora_rows(cfg: Config, targets: str) -> list[Row]:
-    """All ranks, scalings, rates and seeds of one target set, as one population."""
+def lora_rows(cfg: Config, targets: str, rank: int | None = None) -> list[Row]:
+    """All ranks, scalings, rates and seeds of one target set, as one population; or of one rank."""
     base = open_base(cfg)
     settings = readings.settings(to_dict(cfg), targets)
+    settings = [each for each in settings if rank in (None, each.rank)]
     lanes = list(itertools.product(settings, range(cfg.num_seeds)))
     runs = [
         adaptation(
@@ -167,7 +212,8 @@ def lora_rows(cfg: Config, targets: str) -> list[Row]:
     ]
     [group] = group_by_structure(runs)
     program = make_program(group.cfg, base.token_bytes, group.traced)
-    trained = train(cfg, runs, program, new_domain(cfg), frozen=base.params)
+    frozen = held(base.params, base.model, cfg.base.dtype)
+    trained = train(cfg, runs, program, new_domain(cfg), frozen=frozen)
     scores, rows = scores_of(trained), []
     for lane, (setting, seed) in enumerate(lanes):
         fields = {"method": readings.LORA, "targets": targets, **setting._asdict()}
@@ -197,28 +243,7 @@ def full_rows(cfg: Config) -> list[Row]:
 def adaptation(
     cfg: Config, base: Base, seed: int, peak_lr: float, adapters: LoraConfig | None = None
 ) -> RunConfig:
-    """A run on the new domain. Its rate is constant: a stop early is no other run cut short."""
-    return RunConfig(
-        model=base.model,
-        lora=adapters or LoraConfig(),
-        data=DataConfig(batch_size=cfg.batch_size),
-        optim=OptimConfig(
-            peak_lr=peak_lr,
-            schedule="warmup_stable_decay",
-            warmup_steps=cfg.warmup_steps,
-            decay_steps=0,
-            weight_decay=0.0,
-            b2=0.99,
-        ),
-        train=train_config(cfg.num_steps, cfg.eval_every),
-        seed=seed,
-    )
-
-
-def train_config(num_steps: int, eval_every: int) -> TrainConfig:
-    return TrainConfig(
-        num_steps=num_steps, eval_every=eval_every, steps_per_call=eval_every, save_every=eval_every
-    )
+    return adapting.adaptation(cfg, base.model, seed, peak_lr, adapters)
 
 
 def train(cfg: Config, runs: Sequence[RunConfig], program: Program, text: Text, **more) -> Trained:
@@ -227,9 +252,8 @@ def train(cfg: Config, runs: Sequence[RunConfig], program: Program, text: Text, 
     Args:
       more: the weights that are frozen, or those to start from, as for `train_population`.
     """
-    return train_runs(
-        text, runs, program, evaluate=evaluation(program), shared=validation(cfg), **more
-    )
+    more |= {"evaluate": adapting.evaluation(program), "shared": validation(cfg)}
+    return train_runs(text, runs, program, **more)
 
 
 def scores_of(trained: Trained) -> list[tuple[int, Scores]]:
@@ -238,11 +262,6 @@ def scores_of(trained: Trained) -> list[tuple[int, Scores]]:
         (step, Scores(*(np.float64(values[name].compute()) for name in Scores._fields)))
         for step, values in trained.evaluations
     ]
-
-
-def lane_of(tree: Params, lane: int) -> Params:
-    """One lane's part of a population's arrays."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[lane]), tree)
 
 
 def adaptation_rows(
@@ -287,7 +306,7 @@ def score_rows(
 def merged_differences(
     cfg: Config, base: Base, adapters: Params, chosen: LoraConfig
 ) -> dict[str, float]:
-    """How far merged weights are from base plus adapters in float32, on NUM_SAMPLES samples.
+    """How far merged weights are from base plus adapters in float32, on cfg.merged_samples samples.
 
     merged_product: greatest |x W' - (x W + s (x A) B)| over all adapted matrices and layers, x
       normal, as a share of the greatest |x W'| of that matrix.
@@ -297,16 +316,18 @@ def merged_differences(
     hypers = lora.hyper_values(chosen)
     merged = merge(base.params, adapters, hypers, scaling=chosen.scaling)
     return {
-        "merged_product": product_difference(base.params, adapters, merged, chosen),
+        "merged_product": product_difference(cfg, base, adapters, merged, chosen),
         "merged_logits": logits_difference(cfg, base, adapters, merged, hypers),
     }
 
 
-def product_difference(base: Params, adapters: Params, merged: Params, chosen: LoraConfig) -> float:
+def product_difference(
+    cfg: Config, base: Base, adapters: Params, merged: Params, chosen: LoraConfig
+) -> float:
     """See `merged_differences`. The two paths are numpy's, with the adapters cut to their rank."""
-    base, adapters, merged = (
+    weights, adapters, merged = (
         {path: np.asarray(x) for path, x in trees.flatten(tree).items()}
-        for tree in (base, adapters, merged)
+        for tree in (base.params, adapters, merged)
     )
     rng, worst = np.random.default_rng(0), 0.0
     scale = np.float32(chosen.alpha / chosen.rank)
@@ -318,8 +339,8 @@ def product_difference(base: Params, adapters: Params, merged: Params, chosen: L
         layers, num_in = len(a), math.prod(a.shape[1:-1])
         a = a.reshape(layers, num_in, -1)[..., : chosen.rank]
         b = b.reshape(layers, b.shape[1], -1)[:, : chosen.rank]
-        w, whole = (x[target].reshape(layers, num_in, -1) for x in (base, merged))
-        x = rng.normal(size=(NUM_SAMPLES, num_in)).astype(np.float32)
+        w, whole = (x[target].reshape(layers, num_in, -1) for x in (weights, merged))
+        x = rng.normal(size=(cfg.merged_samples, num_in)).astype(np.float32)
         for layer in range(layers):
             apart = x @ w[layer] + scale * ((x @ a[layer]) @ b[layer])
             together = x @ whole[layer]
@@ -333,8 +354,8 @@ def logits_difference(
     """See `merged_differences`."""
     tokens = lane_batches(
         new_domain(cfg).validation,
-        [VALIDATION_SEED],
-        batch_size=NUM_SAMPLES,
+        [adapting.WINDOWS_SEED],
+        batch_size=cfg.merged_samples,
         context_length=base.model.context_length,
     )(0, 1).tokens[0, 0]
     apart, together = _both_logits(base.model)(base.params, adapters, merged, hypers, tokens)
@@ -368,7 +389,7 @@ def measure(cfg: Config) -> list[dict[str, Any]]:
     weights = {"base": base.params, "merged": merged}
     programs = {name: forward.lower(params, tokens).as_text() for name, params in weights.items()}
     seconds: dict[str, list[float]] = {name: [] for name in weights}
-    for call in range(-1, NUM_CALLS):  # the first pair compiles
+    for call in range(-1, cfg.timed_calls):  # the first pair compiles
         for name in sorted(weights, reverse=call % 2 == 1):  # each comes first in half of the pairs
             started = time.perf_counter()
             forward(weights[name], tokens).block_until_ready()
@@ -377,7 +398,7 @@ def measure(cfg: Config) -> list[dict[str, Any]]:
     return [
         {
             "weights": name,
-            "calls": NUM_CALLS,
+            "calls": cfg.timed_calls,
             "median_ms": 1e3 * statistics.median(values),
             "median_ratio_to_base": statistics.median(np.divide(values, seconds["base"]).tolist()),
             "sha256_of_the_program": hashlib.sha256(programs[name].encode()).hexdigest()[:16],

@@ -15,6 +15,7 @@ JOBS = {
     "inspect": "what is in a run's checkpoint: arrays, shapes, sizes, hashes",
     "sample": "text from a run's model",
     "chat": "a conversation with a run's model, by its own chat template",
+    "explain": "a page on a text: loss by token, attention, what each layer would predict",
     "tokenizer": "train a tokenizer on text, save it, and show what it makes of the text",
     "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
     "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",
@@ -31,18 +32,31 @@ BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their
 
 # Flags that only some jobs read, "submit" being that of --launcher.
 READ_BY = {
+    "prompt": ("sample", "explain"),
     **dict.fromkeys(
-        ("prompt", "num_tokens", "num_samples", "temperature", "top_k", "top_p", "min_p"),
+        (
+            *("num_tokens", "temperature", "top_k", "top_p", "min_p"),
+            *("repetition_penalty", "logit_bias"),
+        ),
+        ("chat", "sample"),
+    ),
+    **dict.fromkeys(("system", "context"), ("chat",)),
+    **dict.fromkeys(
+        (
+            *("num_samples", "stop", "beam_width", "length_penalty"),
+            *("draft", "draft_layers", "draft_tokens", "regex", "json_schema"),
+        ),
         ("sample",),
     ),
-    "checkpoint": ("evaluate", "export", "inspect", "sample"),
+    "checkpoint": ("chat", "evaluate", "explain", "export", "inspect", "sample"),
     "output": ("compare", "evaluate", "inspect"),
     "runs": ("compare",),
     "source": ("import",),
-    **dict.fromkeys(("target", "format"), ("export",)),
-    "topology": ("compile",),
+    "target": ("explain", "export"),
+    "format": ("export",),
+    **dict.fromkeys(("topology", "plan"), ("compile",)),
     "shrink": ("check_layouts",),
-    "seed": ("sample", "verify_resume"),
+    "seed": ("chat", "sample", "verify_resume"),
     **dict.fromkeys(("kills", "steps"), ("verify_resume",)),
     **dict.fromkeys(("coordinator", "num_processes", "process_id"), ("train",)),
     **dict.fromkeys(("partition", "minutes", "gpus", "cpus", "nodes", "array"), ("submit",)),

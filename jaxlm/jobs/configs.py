@@ -38,13 +38,13 @@ def read_config(path: str | pathlib.Path) -> Any:
     )  # a dataclass does not check its types
 
 
-def run_file(path: pathlib.Path, flag: str, function: str) -> Any:
+def run_file(path: pathlib.Path, flag: str, function: str, *args: Any) -> Any:
     """What a function of a .py file gives; what goes wrong in it is one line behind `flag`."""
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        return getattr(module, function)()
+        return getattr(module, function)(*args)
     except ConfigError as error:
         raise ConfigError(str(error) if FLAG in str(error) else f"{flag}: {error}") from None
     except (Exception, SystemExit) as error:

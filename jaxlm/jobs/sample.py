@@ -11,14 +11,16 @@ from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
 from jaxlm.core.params import count_params
 from jaxlm.decode.beam import beam_search
+from jaxlm.decode.constrained import generate_matching
 from jaxlm.decode.generate import generate
+from jaxlm.decode.grammars import Matcher
 from jaxlm.decode.speculative import speculate
 from jaxlm.interop import pretrained
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
-from jaxlm.jobs.sample_flags import check_flags, sampling_of, stop_ids_of
+from jaxlm.jobs.sample_flags import check_flags, matcher_of, sampling_of, stop_ids_of
 from jaxlm.jobs.setup import TrainedRun, decoding_model, open_run, require_workdir
-from jaxlm.jobs.sources import config_of_source
+from jaxlm.jobs.sources import config_of_source, prompt_ids, usage_of_source
 from jaxlm.models import transformer
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.models.transformer import TransformerConfig
@@ -27,10 +29,13 @@ LARGE = 10_000_000  # parameters from which on a faster token is worth a longer 
 
 
 class Text(NamedTuple):
-    """What was written after the prompt: ids i32[n], and what is to be said of it."""
+    """What was written after the prompt: ids i32[n], what is to be said of it, and whether it was
+    to match something and does not.
+    """
 
     ids: np.ndarray
     about: str = ""
+    broken_off: bool = False
 
 
 def main(launch: Launch) -> int:
@@ -40,10 +45,8 @@ def main(launch: Launch) -> int:
     folder = require_workdir(launch, "sample")
     compile_cache.enable()
     run = open_run(folder, flags.checkpoint)
-    try:
-        prompt = run.tokenizer.encode(flags.prompt, allow_special=True)
-    except ConfigError as error:
-        raise ConfigError(f"--prompt: {error}") from None
+    prompt = prompt_ids(flags.prompt, run.tokenizer, usage_of_source(str(folder)))
+    matcher = matcher_of(flags, run.tokenizer)
     model = decoding_model(run.cfg.model)
     params = weights_to_read(model, run.settled)
     limits = {
@@ -53,6 +56,8 @@ def main(launch: Launch) -> int:
     }
     if flags.beam_width is not None:
         texts = searched(flags, model, params, prompt, limits)
+    elif matcher is not None:
+        texts = matching(flags, model, params, prompt, matcher, limits | sampling)
     elif flags.draft is not None or flags.draft_layers is not None:
         texts = drafted(flags, run, model, params, prompt, limits | sampling)
     else:
@@ -61,7 +66,10 @@ def main(launch: Launch) -> int:
         if flags.num_samples > 1:
             print(f"{'' if i == 0 else chr(10)}--- sample {i + 1}{text.about}")
         print(flags.prompt + run.tokenizer.decode(text.ids))
-    return 0
+    broken = sum(text.broken_off for text in texts)
+    if broken:
+        print(f"{broken} of {len(texts)} broken off before it matched", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def drawn(
@@ -83,6 +91,23 @@ def searched(
     found = zip(out.tokens[0], out.lengths[0], out.scores[0], strict=True)
     texts = [Text(ids[:n], f", score {score:.4f}") for ids, n, score in found if score > -np.inf]
     return texts[: flags.num_samples]
+
+
+def matching(
+    flags: Any,
+    model: LanguageModel,
+    params: Params,
+    prompt: np.ndarray,
+    matcher: Matcher,
+    options: dict[str, Any],
+) -> list[Text]:
+    """Drawn as `drawn` does, among the tokens that may follow."""
+    prompts, key = [prompt] * flags.num_samples, jax.random.key(flags.seed)
+    out = generate_matching(model, params, prompts, key, matcher, **options)
+    return [
+        Text(ids[:n], broken_off=not matches)
+        for ids, n, matches in zip(out.tokens, out.lengths, out.matches, strict=True)
+    ]
 
 
 def drafted(

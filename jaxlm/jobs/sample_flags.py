@@ -1,9 +1,11 @@
 """The flags of --job=sample: what they mean to the decoder, and which do not go together."""
 
+import json
 import pathlib
 from typing import Any
 
 from jaxlm.core.config import ConfigError
+from jaxlm.decode.grammars import Matcher, match_json_schema, match_regex
 from jaxlm.io.workdir import load_json
 from jaxlm.jobs.setup import check_choice
 from jaxlm.jobs.sources import USAGE_FILE
@@ -12,7 +14,8 @@ from jaxlm.tokenizers import Tokenizer
 NUMBERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 DRAWING = (*NUMBERS, "logit_bias", "seed")  # of which a search that draws nothing has no use
 
-MODES = ("beam_width", "draft", "draft_layers")  # none: tokens drawn one by one
+# Ways to write a text, one at a time; none: tokens drawn one by one.
+MODES = ("beam_width", "draft", "draft_layers", "regex", "json_schema")
 
 
 def check_flags(flags: Any) -> None:
@@ -38,6 +41,20 @@ def check_flags(flags: Any) -> None:
         _refuse(flags, ("length_penalty",), "needs --beam_width")
     if not {"draft", "draft_layers"} & set(modes):
         _refuse(flags, ("draft_tokens",), "needs --draft or --draft_layers")
+
+
+def matcher_of(flags: Any, tokenizer: Tokenizer) -> Matcher | None:
+    """What the text must match, by --regex or --json_schema; None: nothing."""
+    if flags.regex is not None:
+        return match_regex(flags.regex, tokenizer)
+    if flags.json_schema is None:
+        return None
+    try:
+        text = pathlib.Path(flags.json_schema).read_text(encoding="utf-8")
+        schema = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--json_schema={flags.json_schema}: {error}") from None
+    return match_json_schema(schema, tokenizer)
 
 
 def _refuse(flags: Any, names: tuple[str, ...], why: str) -> None:

@@ -9,11 +9,21 @@ from types import ModuleType
 from typing import Any
 
 from jaxlm.core import results as results_lib
-from jaxlm.core.config import FLAG, ConfigError, apply_overrides, check_numbers, nearest, to_dict
+from jaxlm.core.config import (
+    FLAG,
+    ConfigError,
+    MissingPackage,
+    apply_overrides,
+    check_numbers,
+    from_dict,
+    nearest,
+    to_dict,
+)
 from jaxlm.core.results import Results, Row
 from jaxlm.io import compile_cache, metric_log, provenance, workdir
 from jaxlm.io.results import load_results, save_results
 from jaxlm.jobs import Launch
+from jaxlm.jobs.configs import run_file
 from jaxlm.jobs.devices import one_cpu_device_per_core
 from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
 from jaxlm.jobs.signals import stop_requests
@@ -49,10 +59,16 @@ def open_study(name: str) -> ModuleType:
 
 
 def study_config(study: ModuleType, launch: Launch, scale: str = "default") -> Any:
-    """The study's config: a saved one, or its defaults by scale; then what is given by path."""
+    """The study's config: a saved one, or its defaults by scale; then what is given by path.
+
+    A .py file in place of a saved one has get_config(scale) and knows its own scales.
+    """
     overrides = dict(launch.overrides)
     saved = launch.config or _saved_in(launch.workdir)
-    base = read_study_config(study, saved) if saved else study.Config()
+    if saved and saved.endswith(".py"):
+        base = _from_file(study, saved, overrides.pop("scale", scale))
+    else:
+        base = read_study_config(study, saved) if saved else study.Config()
     if "scale" in overrides or not saved:
         base = apply_overrides(base, {"scale": overrides.pop("scale", scale)})
         base = apply_overrides(base, study.SCALES.get(base.scale, {}))
@@ -68,11 +84,22 @@ def read_study_config(study: ModuleType, path: str) -> Any:
     file = pathlib.Path(path)
     file = file / workdir.CONFIG_FILE if file.is_dir() else file
     if file.suffix != ".json":
-        raise ConfigError(f"--config={path}: expected the config.json of a study")
+        raise ConfigError(
+            f"--config={path}: expected the config.json of a study, or a .py file for one"
+        )
     saved = workdir.load_json(file)
     if not isinstance(saved, dict) or saved.get("experiment") != name:
         raise ConfigError(f"--config={path}: not a config of --experiment={name}")
     return workdir.load_config(file, study.Config)
+
+
+def _from_file(study: ModuleType, path: str, scale: str) -> Any:
+    flag = f"--config={path}"
+    apply_overrides(study.Config(), {"scale": scale})  # is one
+    config = run_file(pathlib.Path(path), flag, "get_config", scale)
+    if not isinstance(config, study.Config):
+        raise ConfigError(f"{flag}: get_config(scale) gave no config of {study.__name__}")
+    return from_dict(study.Config, to_dict(config), flag)
 
 
 def _saved_in(folder: str | None) -> str | None:
@@ -104,7 +131,7 @@ def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> i
                 if record is None:
                     print(f"{label}  kept", flush=True)
                     continue
-                timings.append({"cell": place, **record})
+                timings.append({"cell": place, "what": describe(cell, cells), **record})
                 print(f"{label}  {record['seconds']:.1f} s", flush=True)
                 if stopped():
                     print(f"stopped   by {stopped().name}; finished cells are kept, go on with:")
@@ -193,16 +220,21 @@ def run_all(launch: Launch) -> int:
     if launch.config or set(launch.overrides) - {"scale"}:
         raise ConfigError(f"--experiment={ALL} takes no config but {FLAG}scale")
     root = pathlib.Path(launch.workdir) if launch.workdir else workdir.new_run_dir("runs", ALL)
-    entries = []
+    started, entries = time.perf_counter(), []
     for name in studies:
         study, folder = open_study(name), root / name
         part = launch._replace(workdir=str(folder))
-        code = run_study(name, study, study_config(study, part, "small"), folder)
+        try:
+            cfg = study_config(study, part, "small")
+        except MissingPackage as missing:  # of one study: the others do not need it
+            print(f"left out  {name}: {missing}")
+            continue
+        code = run_study(name, study, cfg, folder)
         if code:
             return code
         entries.append(folder)
     index = write_index(root, [index_entry(folder) for folder in entries])
-    print(f"index     {index}")
+    print(f"index     {index}  ({time.perf_counter() - started:.1f} s in all)")
     return 0
 
 

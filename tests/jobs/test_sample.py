@@ -3,6 +3,8 @@
 import functools
 import re
 
+import pytest
+
 from jaxlm.tokenizers import load_tokenizer
 
 
@@ -48,7 +50,7 @@ def test_a_draft_changes_the_speed_and_not_the_greedy_text(launch, config, finis
         r"(\d+)% of the drafted tokens kept, (\S+) tokens for each call of the model\n", outcome.err
     ).groups()
     assert 0 <= int(kept) < 100 and 1 <= float(per_call) < 4
-    same = launch(*sample, f"--draft={finished}", "--num_tokens=32")
+    same = launch(*sample, f"--draft={finished}")
     assert same.err.startswith("100% of the drafted tokens kept, ")
 
 
@@ -59,3 +61,25 @@ def test_a_draft_with_other_ids_is_refused(launch, config, finished, tmp_path):
     outcome = launch("--job=sample", f"--workdir={finished}", f"--draft={tmp_path}/bytes")
     assert outcome.code == 2 and outcome.err.count("\n") == 1
     assert "another tokenizer (256 ids)" in outcome.err and "same ids" in outcome.err
+
+
+def test_texts_that_must_match(launch, finished, tmp_path):
+    pytest.importorskip("llguidance")
+    three = written(launch, finished, "--regex=( cat| dog){2}s", "--num_samples=3", "--seed=1")
+    texts = re.findall(r"--- sample \d\nthe(.*)", three)
+    assert len(texts) == 3 and all(re.fullmatch("( cat| dog){2}s", text) for text in texts)
+    sample = ("--job=sample", f"--workdir={finished}", "--prompt=the")
+    outcome = launch(*sample, "--regex=[a-z]{30}", "--num_tokens=20")
+    assert outcome.code == 1 and len(outcome.out) == len("the") + 20 + 1
+    assert outcome.err == "1 of 1 broken off before it matched\n"
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["cat", {}]}')  # the characters of the run's text have no quotes
+    outcome = launch(*sample, f"--json_schema={schema}")
+    assert outcome.code == 2 and "no token of this vocabulary" in outcome.err
+    for flags, said in (
+        (["--regex=(a"], "regex: unclosed group"),
+        ([f"--json_schema={tmp_path}/none.json"], "none.json: [Errno 2]"),
+        (["--regex=a", f"--json_schema={schema}"], "--regex and --json_schema"),
+    ):
+        outcome = launch(*sample, *flags)
+        assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1

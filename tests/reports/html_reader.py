@@ -2,7 +2,7 @@
 
 import html.parser
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "img", "wbr"}
 
 
 class Reader(html.parser.HTMLParser):

@@ -1,7 +1,9 @@
 """The study of LoRA ranks: its texts, its rows against solo runs and by hand, and its verdicts."""
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import math
 import pathlib
 import subprocess
@@ -19,10 +21,17 @@ from experiments.lora_rank import readings, run
 from experiments.lora_rank.readings import BASE, FULL, LORA, NEW, OLD, OVER_R, OVER_SQRT_R, SCALINGS
 from experiments.texts import lane_batches
 from jaxlm.analysis.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+from jaxlm.core import trees
 from jaxlm.core.config import ConfigError, apply_overrides, from_dict, to_dict
 from jaxlm.core.results import Results, Row
-from jaxlm.models import lora
+from jaxlm.data.config import DataConfig
+from jaxlm.data.corpus import open_corpus
+from jaxlm.interop import pretrained
+from jaxlm.models import lora, transformer
 from jaxlm.models.lora import LoraConfig
+from jaxlm.models.transformer import TransformerConfig
+from jaxlm.tokenizers import bpe_tokenizer
+from jaxlm.tokenizers.hugging_face import write_tokenizer
 from jaxlm.train.population import stack_hypers
 from jaxlm.train.program import hyper_values, make_program
 
@@ -133,8 +142,8 @@ def test_whole_files_validate_and_bytes_are_ids(cfg):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ({"targets": "q+v"}, "two or more of"),
-        ({"targets": "q+v,mlp"}, "two or more of"),
+        ({"targets": "q+v,q+v"}, "one or more of"),
+        ({"targets": "q+v,mlp"}, "one or more of"),
         ({"targets": "q+v,q+k+v"}, "both_scalings"),
         ({"other_lrs": "0.008"}, "must differ"),
         ({"ranks": "8,1,32"}, "rising"),
@@ -289,16 +298,15 @@ def test_a_wrong_merge_is_seen(cfg, found):
         assert 0 <= right["merged_logits"] <= study.MERGED_TOLERANCE
         hypers = lora.hyper_values(chosen)
         wrong = lora.merge(base.params, adapters, hypers | {"lora_alpha": 6.01}, chosen.scaling)
-        assert run.product_difference(base.params, adapters, wrong, chosen) > 1e-4
+        assert run.product_difference(cfg, base, adapters, wrong, chosen) > 1e-4
         assert run.logits_difference(cfg, base, adapters, wrong, hypers) > 1e-4
     for metric in ("merged_product", "merged_logits"):
         values = found.select(metric).values()
         assert len(values) == 3 * len(TINY.ranks) + 2 and max(values) <= study.MERGED_TOLERANCE
 
 
-def test_base_and_merged_weights_run_the_same_program(cfg, monkeypatch):
-    monkeypatch.setattr(run, "NUM_CALLS", 3)
-    base, merged = run.measure(cfg)
+def test_base_and_merged_weights_run_the_same_program(cfg):
+    base, merged = run.measure(dataclasses.replace(cfg, timed_calls=3))
     assert base["sha256_of_the_program"] == merged["sha256_of_the_program"]
     assert base["median_ratio_to_base"] == 1 and merged["median_ms"] > 0
 
@@ -307,6 +315,116 @@ def test_all_lanes_of_one_program_have_the_names_of_its_hypers(cfg):
     base = run.open_base(cfg)
     runs = [run.adaptation(cfg, base, s, 1e-3, LoraConfig(rank=r)) for s in (0, 1) for r in (1, 4)]
     assert {len(v) for v in stack_hypers(map(hyper_values, runs)).values()} == {4}
+
+
+# A base of others.
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A folder with a tiny random Llama and a tokenizer of bytes and one merge."""
+    folder = tmp_path_factory.mktemp("source")
+    tokenizer = bpe_tokenizer([(b"t", b"h")], special_tokens=["<|endoftext|>"])
+    model = TransformerConfig(
+        vocab_size=tokenizer.vocab_size, num_layers=2, d_model=D, num_heads=2, rope_layout="half"
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(path, spec):
+        return np.float32(rng.normal("norm" in path, 0.3, spec.shape))
+
+    params = trees.map_with_path(draw, transformer.param_specs(model))
+    pretrained.save_weights(folder, model, params)
+    write_tokenizer(folder, tokenizer, {})
+    return folder, model, params, tokenizer
+
+
+def imported(source, **changes):
+    base = dataclasses.replace(TINY.base, source=str(source), **changes)
+    settings = {"base": base, "ranks": (1, 2, 4), "both_scalings": (), "other_lrs": ()}
+    return run.resolve(dataclasses.replace(TINY, **settings, num_seeds=1, merged_samples=3))
+
+
+def test_a_base_of_others_is_adapted_to_the_plays_one_rank_at_a_time(source):
+    folder, model, params, tokenizer = source
+    cfg = imported(folder)
+    cells = study.cells(cfg)
+    assert [(c["targets"], c["rank"]) for c in cells[1:-1]] == [
+        (targets, rank) for targets in ("q+v", "all linear") for rank in (1, 2, 4)
+    ]
+    text = run.new_domain(cfg)
+    ids = text.train.take(np.arange(200))
+    corpus = "".join(itertools.chain.from_iterable(open_corpus(DataConfig()).documents()))
+    assert corpus.startswith(tokenizer.decode(ids[:-3]))
+    [old, new] = (
+        jax.tree.map(lambda x, d=d: x[d], run.validation(cfg)) for d in (run.OLD, run.NEW)
+    )
+    base = run.open_base(cfg)
+    for domain, batches in ((OLD, old), (NEW, new)):
+        rows = [batches.tokens[i] for i in range(cfg.eval_batches)]
+        logits = [
+            quick_jit(functools.partial(transformer.forward, cfg=model))(params, r) for r in rows
+        ]
+        nll = [
+            -jax.nn.log_softmax(x)[np.arange(2)[:, None], np.arange(8), batches.targets[i]]
+            for i, x in enumerate(logits)
+        ]
+        want = float(np.mean(nll))
+        got = Results(study="lora_rank", config=to_dict(cfg), rows=tuple(run.base_rows(cfg)))
+        assert readings.of_base(got, "loss", domain) == pytest.approx(want, rel=1e-5)
+    assert base.model == dataclasses.replace(base.model, context_length=8)
+    rows = run.run_cell(cells[1])
+    assert {row.fields["rank"] for row in rows} == {1}
+    curve = [row for row in rows if row.metric == "loss" and row.fields["domain"] == NEW]
+    assert [row.step for row in curve] == [0, 2, 4, 6] and len({row.value for row in curve}) == 4
+
+
+def test_a_base_held_in_bfloat16_is_one_of_the_rounded_weights(source, tmp_path):
+    """Adapters, sums and gains stay float32, so nothing but the rounding changes."""
+    folder, model, params, tokenizer = source
+    cfg = imported(folder, dtype="bfloat16")
+    by_hand = trees.map_with_path(
+        lambda path, w: w if "norm" in path else w.astype(jax.numpy.bfloat16).astype(np.float32),
+        params,
+    )
+    pretrained.save_weights(tmp_path, model, by_hand)
+    write_tokenizer(tmp_path, tokenizer, {})
+    got, want = (
+        [row for cell in cells[:2] for row in run.run_cell(cell) if "merged" not in row.metric]
+        for cells in (study.cells(cfg), study.cells(imported(tmp_path)))
+    )
+    assert [row[1:4] for row in got] == [row[1:4] for row in want]
+    for mine, theirs in zip(got, want, strict=True):  # two programs: sums in another order
+        assert mine.value == pytest.approx(theirs.value, rel=1e-6, abs=2e-6)
+    exact = run.run_cell(study.cells(imported(folder))[0])
+    assert max(abs(a.value - b.value) for a, b in zip(exact, got, strict=False)) > 1e-4
+    base = run.open_base(cfg)
+    frozen = run.held(base.params, base.model, "bfloat16")
+    sizes = {path: w.dtype.itemsize for path, w in trees.flatten(frozen).items()}
+    assert {sizes[path] for path in sizes if "norm" not in path} == {2}
+    assert {sizes[path] for path in sizes if "norm" in path} == {4}
+
+
+def test_a_source_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match=r"--config\.base\.source=nowhere: is no Hugging Face"):
+        imported("nowhere")
+
+
+def test_one_target_set_will_do(source):
+    cfg = dataclasses.replace(imported(source[0]), targets=("all linear",), num_seeds=2)
+    rows = [row for cell in study.cells(cfg) for row in run.run_cell(cell)]
+    results = Results(study="lora_rank", config=to_dict(cfg), rows=tuple(rows))
+    assert len(study.claims(results)) == 4
+    assert {figure.name for figure in study.plot(results)} == {
+        *("perplexity_by_rank", "perplexity_by_share", "forgetting_by_rank", "learning_curves")
+    }
+    [table] = study.tables(results)
+    assert [row[3] for row in table.rows] == ["", 1, 2, 4, ""]
+
+
+def test_its_figures_speak_of_its_own_texts():
+    assert readings.names_of({"base": {"source": None}}) == ("byte", "Python", "the plays")
+    assert readings.names_of({"base": {"source": "x"}}) == ("token", "the plays", "Python")
 
 
 # Verdicts, on numbers made up.
