@@ -219,15 +219,18 @@ def plot(results: Results) -> list[Figure]:
         groups = results.select("dev_loss", start=start).by("step").items()
         curves.append(band(start, ((step, group) for (step,), group in groups)))
     uniform = math.log(_alone(results, "vocabulary"))
+    loud = brief(mean_interval(results.select("first_loss", start="loud").values()))
+    lowest = min(y for line in curves for y in line.y if math.isfinite(y))
     figures = [
         lines(
             curves,
             name="dev_loss",
             title="Development loss by start",
-            caption=f"{seeds} Before the first step the loud start is at "
-            f"{mean_interval(results.select('first_loss', start='loud').values())}.",
+            caption=f"{seeds} Before the first step the loud start is at {loud}; where it lies "
+            "above the chart it is cut off.",
             x_label="step",
             y_label="nats a character",
+            y_limits=(lowest - 0.05, uniform + 0.2),
             references=[("uniform", uniform)],
             wide=True,
         )
