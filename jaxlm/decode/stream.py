@@ -33,17 +33,22 @@ class Streamer:
         self._kept = np.zeros(0, np.int32)  # ids, whole chunks of them, that the cache holds
 
     def stream(
-        self, ids: Sequence[int], key: Array, *, num_tokens: int, sampling: SamplingConfig
+        self,
+        ids: Sequence[int] | np.ndarray,
+        key: Array,
+        *,
+        num_tokens: int,
+        sampling: SamplingConfig,
     ) -> Iterator[int]:
         """Yields up to `num_tokens` ids that follow `ids`, each as soon as it is drawn.
 
         The one at position t is drawn with fold_in(fold_in(key, 0), t), as by `generate`.
         """
-        ids = np.asarray(ids, np.int32)
-        read = ids[:-1]  # `step` reads the last
+        prompt = np.asarray(ids, np.int32)
+        read = prompt[:-1]  # `step` reads the last
         sampling = jax.tree.map(np.float32, sampling)
         row_keys = jax.random.fold_in(key, 0)[None]
-        cache, start = self._open(read, len(ids) + num_tokens)
+        cache, start = self._open(read, len(prompt) + num_tokens)
         for at in range(start, len(read), CHUNK):
             chunk = np.zeros((1, CHUNK), np.int32)
             part = read[at : at + CHUNK]
@@ -51,7 +56,9 @@ class Streamer:
             cache = _read(self._params, chunk, cache, np.int32([at]), extend=self._model.extend)
             self._cache = cache  # the one before was given away
         self._kept = read[: len(read) // CHUNK * CHUNK]
-        state = DecodeState(ids[-1:], cache.replace(length=np.int32([len(read)])), None)
+        state = DecodeState(
+            prompt[-1:], cache.replace(length=np.array([len(read)], np.int32)), None
+        )
         for _ in range(num_tokens):
             token, state = _step(self._params, state, row_keys, sampling, extend=self._model.extend)
             self._cache = state.cache

@@ -53,7 +53,7 @@ def main(launch: Launch) -> int:
     model = kinds.build(cfg.model)
     layout = layout_of(cfg, model.specs, devices)
     backends = backends_of(cfg, layout, devices[0].platform)
-    token_bytes = np.ones(cfg.model.vocab_size, np.int32)
+    token_bytes = np.ones(cfg.model.vocab_size or 0, np.int32)
     program = place_program(cfg, token_bytes, layout, hyper_values(cfg), **backends.options)
     print(f"config    {name}: {params_lib.count_params(model.specs):,} parameters")
     kind = devices[0].device_kind

@@ -11,6 +11,7 @@ from jaxlm.core.config import ConfigError
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.setup import check_choice, open_run, require_workdir
+from jaxlm.models.transformer import TransformerConfig
 from jaxlm.reports.explanation import Explained, write_explanation
 
 PAGE = "explain.html"
@@ -30,11 +31,15 @@ def main(launch: Launch) -> int:
     except ConfigError as error:
         raise ConfigError(f"--prompt: {error}") from None
     cfg = run.cfg.model
+    if not isinstance(cfg, TransformerConfig):
+        raise ConfigError(
+            f"--workdir={folder}: its model is a {cfg.kind}; a page explains attention"
+        )
     N, H = cfg.num_layers, cfg.num_heads
     most = min(int((MOST_WEIGHTS / N / H) ** 0.5), cfg.max_positions or len(ids))
     if not 2 <= len(ids) <= max(2, most):
         raise ConfigError(f"--prompt: has {len(ids)} tokens, expected 2 to {most} for this model")
-    seen = jax.jit(functools.partial(explain, cfg=cfg, k=min(TOP, cfg.vocab_size)))(run.params, ids)
+    seen = jax.jit(functools.partial(explain, cfg=cfg, k=min(TOP, cfg.sizes.V)))(run.params, ids)
     seen = jax.tree.map(np.asarray, seen)
     explained = Explained(
         where=str(folder),

@@ -75,7 +75,7 @@ def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None
       ConfigError: nothing there, or no checkpoint; its weights are of other shapes than `cfg.model`
         has, or cfg.model would compute something else with a base that adapters are added to.
     """
-    source = cfg.train.init_from
+    source = str(cfg.train.init_from)
     specs = kinds.param_specs(_require(source).model)
     try:
         params_lib.check_params(params_lib.abstract_params(specs), model.specs)
