@@ -20,8 +20,11 @@ Its `run.py` holds what needs JAX:
 """
 
 STUDIES = {
+    "char_models": "what gates, convolutions and attention buy a character model of one size",
+    "initialisation": "what initial weights and batch norm decide before the first step",
     "copy_task": "how transformers learn to copy, and how far beyond their training lengths",
     "lora_rank": "which LoRA rank, in which matrices, carries a model to another domain",
+    "domain_shift": "what fine-tuning on another domain costs on the old one, and what keeps it",
     "warmup": "which learning-rate schedule needs how much warmup, before pre-norm and post-norm",
     "ablations": "which parts of a small decoder its loss depends on",
     "tokenizer": "how large a vocabulary is worth it, trained on which text and which bytes",
@@ -29,5 +32,6 @@ STUDIES = {
     "classifier": "what class weights, pretraining and a teacher do for a small classifier",
     "heads": "what many attention heads buy at equal width, and what it costs to lose one",
     "positions": "what each kind of position buys, and how far beyond its training it goes",
+    "digits": "how many images a transformer over patches needs, beside a convolution",
     "grad_norm_depth": "how gradients fare in deep transformers, by residuals, norms and scales",
 }

@@ -1,17 +1,41 @@
 """Runs on a real text as the lanes of one population: the training that several studies share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.texts import Text, lane_batches, validation_batches
+from jaxlm.core.config import apply_overrides
 from jaxlm.data.batches import Batch
+from jaxlm.tokenizers import Tokenizer
 from jaxlm.train.config import RunConfig
 from jaxlm.train.population import Trained, stack_hypers, train_population
 from jaxlm.train.program import Program, group_by_structure, hyper_values, make_program
 
 _ROWS = 16  # windows of one validation batch
+
+
+def run_config(
+    cell: Mapping[str, Any], tokenizer: Tokenizer, seed: int, **overrides: Any
+) -> RunConfig:
+    """The run of a cell with `model` (sizes by field), batch_size, peak_lr, warmup_steps,
+    num_steps and eval_every, which is also the length of a call; the rest is as by default."""
+    steps = dict.fromkeys(("steps_per_call", "eval_every", "save_every"), cell["eval_every"])
+    return apply_overrides(
+        RunConfig(),
+        {
+            "seed": seed,
+            "model.vocab_size": tokenizer.vocab_size,
+            **{f"model.{name}": value for name, value in cell["model"].items()},
+            "data.batch_size": cell["batch_size"],
+            "optim.peak_lr": cell["peak_lr"],
+            "optim.warmup_steps": cell["warmup_steps"],
+            "train.num_steps": cell["num_steps"],
+            **{f"train.{name}": value for name, value in steps.items()},
+            **overrides,
+        },
+    )
 
 
 def validation_losses(

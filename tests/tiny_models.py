@@ -21,6 +21,21 @@ _GPT2 |= {"bos_token_id": 0, "eos_token_id": 0, "attn_implementation": "eager"}
 
 MODELS = {
     "llama": ("Llama", _LLAMA | {"head_dim": 6, "rope_theta": 500.0, "rms_norm_eps": 1e-3}),
+    "llama 3": (
+        "Llama",
+        _LLAMA
+        | {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 300.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 3.0,
+                "original_max_position_embeddings": 40,
+            },
+        },
+    ),
     "llama biased": ("Llama", _LLAMA | {"attention_bias": True}),
     "smollm2": ("Llama", _LLAMA | {"tie_word_embeddings": True}),
     "mistral": ("Mistral", _LLAMA | {"sliding_window": 4}),

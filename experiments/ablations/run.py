@@ -3,10 +3,10 @@
 import itertools
 from typing import Any
 
+from experiments import language
 from experiments.comparing import has_diverged
 from experiments.language import unigram_loss, validation_losses
 from experiments.texts import plays
-from jaxlm.core.config import apply_overrides
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
 from jaxlm.models.transformer import param_specs
@@ -14,22 +14,7 @@ from jaxlm.train.config import RunConfig
 
 
 def run_config(cell: dict[str, Any], peak_lr: float, seed: int) -> RunConfig:
-    return apply_overrides(
-        RunConfig(),
-        {
-            "seed": seed,
-            "model.vocab_size": plays().tokenizer.vocab_size,
-            **{f"model.{name}": value for name, value in cell["model"].items()},
-            "data.batch_size": cell["batch_size"],
-            "optim.schedule": "warmup_cosine",
-            "optim.peak_lr": peak_lr,
-            "optim.warmup_steps": cell["warmup_steps"],
-            "train.num_steps": cell["num_steps"],
-            "train.steps_per_call": cell["eval_every"],
-            "train.eval_every": cell["eval_every"],
-            "train.save_every": cell["num_steps"],
-        },
-    )
+    return language.run_config({**cell, "peak_lr": peak_lr}, plays().tokenizer, seed)
 
 
 def run_cell(cell: dict[str, Any]) -> list[Row]:

@@ -67,7 +67,7 @@ class Config:
 
     def __post_init__(self):
         check_not_empty(self)
-        check_positive(self)
+        check_positive(self, may_be_zero=("warmup_steps",))
         check_multiple(self, "num_steps", "eval_every")
         if self.num_parts % 2:
             raise ValueError(f"num_parts={self.num_parts} must be even: half hold each text")

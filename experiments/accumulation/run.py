@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from experiments import library
+from experiments import language, library
 from experiments.accumulation import (
     BY_CHANCE,
     BY_KIND,
@@ -22,7 +22,6 @@ from experiments.accumulation import (
 )
 from experiments.texts import Text, lane_batches, plays, standard_library
 from jaxlm.core.arrays import Array
-from jaxlm.core.config import apply_overrides
 from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch
 from jaxlm.models import transformer
@@ -41,21 +40,9 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
 
 
 def run_config(cell: dict[str, Any], seed: int = 0, num_microbatches: int = 1) -> RunConfig:
-    steps = dict.fromkeys(("steps_per_call", "eval_every", "save_every"), cell["eval_every"])
-    return apply_overrides(
-        RunConfig(),
-        {
-            "seed": seed,
-            "model.vocab_size": plays("bytes").tokenizer.vocab_size,
-            **{f"model.{name}": value for name, value in cell["model"].items()},
-            "data.batch_size": cell["num_parts"] * cell["part_rows"],
-            "optim.peak_lr": cell["peak_lr"],
-            "optim.warmup_steps": cell["warmup_steps"],
-            "train.num_steps": cell["num_steps"],
-            "train.num_microbatches": num_microbatches,
-            **{f"train.{name}": value for name, value in steps.items()},
-        },
-    )
+    parts = {"train.num_microbatches": num_microbatches}
+    sized = {**cell, "batch_size": cell["num_parts"] * cell["part_rows"]}
+    return language.run_config(sized, plays("bytes").tokenizer, seed, **parts)
 
 
 # Batches of two texts.

@@ -66,7 +66,7 @@ class Config:
     pretraining_steps: int = 1200
     pretraining_lr: float = 4e-3
     num_steps: int = 600
-    peak_lr: float = 2e-3
+    peak_lr: float = 3e-3
     temperature: float = 2.0
     soft_share: float = 0.7
     bag_words: int = 1024
@@ -77,15 +77,13 @@ class Config:
 
     def __post_init__(self):
         check_not_empty(self)
-        check_positive(self)
-        if len(self.counts) != 3 or min(self.counts) < 1:
-            raise ValueError(f"counts={self.counts}: expected three, each at least 1")
+        check_positive(self, may_be_zero=("dropout", "soft_share"))
+        if len(self.counts) != 3:
+            raise ValueError(f"counts={self.counts}: expected three")
         if self.num_layers % 2:
             raise ValueError(f"num_layers={self.num_layers} must be even, to be halved")
-        if not 0 <= self.soft_share <= 1:
+        if self.soft_share > 1:
             raise ValueError(f"soft_share={self.soft_share} must be in [0, 1]")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
         check_multiple(self, "d_model", "num_heads")
 
 
@@ -95,7 +93,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "num_test": 2,
         "num_layers": 2,
         "pretraining_steps": 600,
-        "num_steps": 300,
+        "num_steps": 400,
     },
     "full": {
         "num_test": 16,
@@ -120,7 +118,8 @@ NOTES = [
     "The teacher is the encoder that was pretrained and trained with weights, and each seed has "
     "its own. Its student begins with every second of its layers and learns from the same "
     "sentences with the same weights, from the labels alone or mostly from the teacher's "
-    "probabilities; it has as many updates as the teacher had for its classes.",
+    "probabilities. It has as many updates as the teacher had for its classes, and begins where "
+    "the teacher ended: in all it was trained for longer, which is one way to end above it.",
     "The task (how often words negate, how many adjectives there are of each kind, and that the "
     "rarest class is the neutral one) was set by trials of encoders from scratch on one seed. The "
     "claims were written after these; those on weights were of the pretrained encoder alone. A "

@@ -4,7 +4,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,14 @@ from experiments.classifier.readings import (
     PRETRAINED,
     SCRATCH,
 )
+from experiments.classifying import Lane, stack, train_classifier, train_lanes
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import from_dict
 from jaxlm.core.params import count_params, init_params, path_key
 from jaxlm.core.results import Row
 from jaxlm.data import sentiment
 from jaxlm.data.batches import Batch
-from jaxlm.data.examples import Examples, examples_at
+from jaxlm.data.examples import Examples
 from jaxlm.data.sentiment import CLASSES, VOCABULARY, Sentences, make_sentences
 from jaxlm.evals.classification import class_scores, confusion_matrix, macro_average
 from jaxlm.evals.curves import average_precision, precision_recall_curve, roc_auc, roc_curve
@@ -35,16 +36,11 @@ from jaxlm.models import bag_of_ngrams, encoder
 from jaxlm.models.api import Classifier
 from jaxlm.models.bag_of_ngrams import Bag, BagConfig
 from jaxlm.models.encoder import BERT_BASE, BERT_TINY, DISTILBERT, EncoderConfig, TextInput
-from jaxlm.objectives import classification, masked_tokens
-from jaxlm.optim.config import OptimConfig, hyper_values
-from jaxlm.optim.optimizers import make_tx
-from jaxlm.train.population import Trained, stack_hypers, train_population
-from jaxlm.train.state import init_state
-from jaxlm.train.step import make_train_step
+from jaxlm.objectives import masked_tokens
+from jaxlm.objectives.classification import balanced_weights
 
 TEST, TRAIN, UNLABELLED = range(3)  # kinds of sentences, each with draws of its own
 AT = np.linspace(0, 1, 41)  # where curves are read
-_CHUNK = 250  # sentences at once in a test
 
 
 def run_cell(cell: dict[str, Any]) -> list[Row]:
@@ -86,83 +82,22 @@ def encoder_config(cfg: Config, num_layers: int) -> EncoderConfig:
     )
 
 
-class Lane(NamedTuple):
-    """One run. examples: pytree of arrays of one length; hypers: beside those of the optimizer."""
-
-    seed: int
-    examples: Any
-    hypers: dict[str, float]
-
-
-def fit(
-    specs: dict[str, Any],
-    loss_fn: Callable,
-    lanes: Sequence[Lane],
-    cfg: Config,
-    *,
-    num_steps: int,
-    peak_lr: float,
-    **more: Any,
-) -> Trained:
-    """Trains the lanes side by side; more: start=, evaluate=, shared= of `train_population`."""
-    optim = OptimConfig(peak_lr=peak_lr, warmup_steps=num_steps // 10, weight_decay=0.01)
-    tx = make_tx(optim, specs)
-    numbers = hyper_values(optim, num_steps=num_steps, d_model=cfg.d_model)
-
-    def inputs(first, last):
-        def lane_inputs(lane):
-            num = len(jax.tree.leaves(lane.examples)[0])
-            at = [examples_at(num, lane.seed, n, cfg.batch_size) for n in range(first, last)]
-            return jax.tree.map(lambda x: x[np.stack(at)], lane.examples)
-
-        return stack([lane_inputs(lane) for lane in lanes])
-
-    return train_population(
-        lambda seed, hypers: init_state(seed, specs, hypers, tx),
-        make_train_step(loss_fn, tx),
-        seeds=[lane.seed for lane in lanes],
-        hypers=stack_hypers([{**numbers, **lane.hypers} for lane in lanes]),
-        inputs=inputs,
-        num_steps=num_steps,
-        **more,
-    )
-
-
-def stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *x: np.stack(x), *trees)
-
-
 def take(params: Params, lanes: Sequence[int]) -> Params:
     """Of parameters of leading P those of some lanes."""
     return jax.tree.map(lambda x: x[np.asarray(lanes)], params)
 
 
-def train_classifier(
-    model: Classifier, lanes: Sequence[Lane], cfg: Config, peak_lr: float, test: Any, **more: Any
-) -> tuple[Params, np.ndarray]:
-    """(parameters of leading P, logits f32[P, n, C] of the test's inputs)"""
-    weights = classification.balanced_weights(np.array(cfg.counts))
-    num = len(jax.tree.leaves(test)[0])
-    chunks = jax.tree.map(lambda x: _in_chunks(np.asarray(x)), test)
-    trained = fit(
-        model.specs,
-        classification.make_loss_fn(model, class_weights=weights),
+def fit(model: Classifier, lanes: Sequence[Lane], cfg: Config, test: Any, **more: Any):
+    """`train_classifier` with the weights of the classes."""
+    return train_classifier(
+        model,
         lanes,
-        cfg,
+        test,
+        class_weights=balanced_weights(np.array(cfg.counts)),
         num_steps=cfg.num_steps,
-        peak_lr=peak_lr,
-        evaluate=lambda state, xs: jax.lax.map(lambda x: model.forward(state.params, x), xs),
-        shared=chunks,
+        batch_size=cfg.batch_size,
         **more,
     )
-    [(_, logits)] = trained.evaluations
-    return trained.state.params, logits.reshape(len(lanes), -1, len(CLASSES))[:, :num]
-
-
-def _in_chunks(x: np.ndarray) -> np.ndarray:
-    """[n, ...] -> [chunks, _CHUNK, ...], zeros behind the last."""
-    padded = np.pad(x, ((0, -len(x) % _CHUNK), *((0, 0),) * (x.ndim - 1)))
-    return padded.reshape(-1, _CHUNK, *x.shape[1:])
 
 
 def pretrain(cfg: Config, model: EncoderConfig) -> Params:
@@ -173,7 +108,7 @@ def pretrain(cfg: Config, model: EncoderConfig) -> Params:
         text = read(drawn.texts)
         ones = np.ones(text.tokens.shape, np.float32)
         batch = Batch(text.tokens, None, ones, text.segment_ids)
-        lanes.append(Lane(seed, batch, {"dropout": cfg.dropout}))
+        lanes.append(Lane(seed, batch, cfg.pretraining_lr, {"dropout": cfg.dropout}))
     masked_lm = encoder.build_masked_lm(model)
     loss_fn = masked_tokens.make_loss_fn(
         masked_lm,
@@ -181,8 +116,13 @@ def pretrain(cfg: Config, model: EncoderConfig) -> Params:
         num_special=len(sentiment.SPECIAL),
         vocab_size=model.vocab_size,
     )
-    steps, rate = cfg.pretraining_steps, cfg.pretraining_lr
-    trained = fit(masked_lm.specs, loss_fn, lanes, cfg, num_steps=steps, peak_lr=rate)
+    trained = train_lanes(
+        masked_lm.specs,
+        loss_fn,
+        lanes,
+        num_steps=cfg.pretraining_steps,
+        batch_size=cfg.batch_size,
+    )
     return {name: trained.state.params[name] for name in encoder.param_specs(model)}
 
 
@@ -191,7 +131,7 @@ def encoder_rows(cfg: Config) -> list[Row]:
     seeds, whole = range(cfg.num_seeds), encoder_config(cfg, cfg.num_layers)
     model = encoder.build_classifier(whole, len(CLASSES))
     sentences, test = [train_sentences(cfg, seed) for seed in seeds], test_sentences(cfg)
-    train = [Examples(read(drawn.texts), drawn.labels) for drawn in sentences]
+    labelled = [Examples(read(drawn.texts), drawn.labels) for drawn in sentences]
     fresh = jax.jit(
         jax.vmap(lambda seed: init_params(path_key(jax.random.key(seed), "params"), model.specs))
     )
@@ -200,14 +140,19 @@ def encoder_rows(cfg: Config) -> list[Row]:
 
     runs = list(itertools.product((SCRATCH, PRETRAINED), (False, True), seeds))
     lanes = [
-        Lane(seed, train[seed], {"dropout": cfg.dropout, "class_balance": float(weighted)})
+        Lane(
+            seed,
+            labelled[seed],
+            cfg.peak_lr,
+            {"dropout": cfg.dropout, "class_balance": float(weighted)},
+        )
         for _, weighted, seed in runs
     ]
     start = jax.tree.map(
         lambda *x: jnp.concatenate(x),
         *(starts[name] for name in (SCRATCH, SCRATCH, PRETRAINED, PRETRAINED)),
     )
-    params, logits = train_classifier(model, lanes, cfg, cfg.peak_lr, read(test.texts), start=start)
+    params, logits = fit(model, lanes, cfg, read(test.texts), start=start)
     rows = [_parameters(name, model) for name in starts]
     for (name, weighted, seed), values in zip(runs, logits, strict=True):
         rows += score_rows(cfg, name, weighted, seed, values, test)
@@ -216,15 +161,24 @@ def encoder_rows(cfg: Config) -> list[Row]:
     teacher = take(params, teachers)
     rows += attention_rows(take(teacher, 0), whole, test, logits[teachers[0]], cfg.num_shown)
     forward = jax.jit(jax.vmap(model.forward))
-    taught = np.asarray(forward(teacher, stack([each.inputs for each in train])))
-    return rows + student_rows(cfg, teacher, train, taught, test, logits[teachers])
+    taught = np.asarray(forward(teacher, stack([each.inputs for each in labelled])))
+    return rows + student_rows(cfg, teacher, labelled, taught, test, logits[teachers])
 
 
 def student_rows(
-    cfg, teacher: Params, train, taught: np.ndarray, test: Sentences, said: np.ndarray
-):
-    """Models of half the depth. taught: f32[P, n, C], the teachers' logits of their own sentences;
-    said: those of the test."""
+    cfg: Config,
+    teacher: Params,
+    labelled: Sequence[Examples],
+    taught: np.ndarray,
+    test: Sentences,
+    said: np.ndarray,
+) -> list[Row]:
+    """Models of half the depth.
+
+    Args:
+      teacher: parameters of leading P, one for each seed. labelled: of each seed.
+      taught: f32[P, n, C], the teachers' logits of those; said: of the test.
+    """
     half = encoder_config(cfg, cfg.num_layers // 2)
     model = encoder.build_classifier(half, len(CLASSES))
     runs = list(itertools.product((LABELS, DISTILLED), range(cfg.num_seeds)))
@@ -232,7 +186,8 @@ def student_rows(
     lanes = [
         Lane(
             seed,
-            train[seed].replace(teacher_logits=taught[seed]),
+            labelled[seed].replace(teacher_logits=taught[seed]),
+            cfg.peak_lr,
             {
                 "dropout": cfg.dropout,
                 "temperature": cfg.temperature,
@@ -243,7 +198,7 @@ def student_rows(
     ]
     start = jax.vmap(encoder.every_second_layer)(teacher)
     start = jax.tree.map(lambda x: jnp.concatenate([x, x]), start)
-    _, logits = train_classifier(model, lanes, cfg, cfg.peak_lr, read(test.texts), start=start)
+    _, logits = fit(model, lanes, cfg, read(test.texts), start=start)
     rows = [_parameters(name, model) for name in shares]
     for (name, seed), values in zip(runs, logits, strict=True):
         rows += score_rows(cfg, name, True, seed, values, test)
@@ -262,10 +217,15 @@ def bag_rows(cfg: Config) -> list[Row]:
     bags = [Bag(*x) for x in zip(*(np.split(x, cuts) for x in read_all), strict=True)]
     runs = list(itertools.product((False, True), range(cfg.num_seeds)))
     lanes = [
-        Lane(seed, Examples(bags[1 + seed], drawn[seed].labels), {"class_balance": float(weighted)})
+        Lane(
+            seed,
+            Examples(bags[1 + seed], drawn[seed].labels),
+            cfg.bag_lr,
+            {"class_balance": float(weighted)},
+        )
         for weighted, seed in runs
     ]
-    _, logits = train_classifier(model, lanes, cfg, cfg.bag_lr, bags[0])
+    _, logits = fit(model, lanes, cfg, bags[0])
     rows = [_parameters(BAG, model)]
     for (weighted, seed), values in zip(runs, logits, strict=True):
         rows += score_rows(cfg, BAG, weighted, seed, values, test)

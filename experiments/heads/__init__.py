@@ -40,7 +40,7 @@ class Config:
     scale: Literal["small", "default", "full"] = "default"
     num_heads: tuple[int, ...] = (1, 2, 4, 8, 16)
     drawn_heads: int = 4
-    drawn_tokens: int = 24
+    drawn_tokens: int = 16
     num_seeds: int = 5
     num_layers: int = 2
     d_model: int = 64
@@ -54,7 +54,7 @@ class Config:
 
     def __post_init__(self):
         check_not_empty(self)
-        check_positive(self)
+        check_positive(self, may_be_zero=("warmup_steps",))
         check_rising(self, "num_heads")
         check_multiple(self, "num_steps", "eval_every")
         if self.drawn_heads not in self.num_heads[1:]:
@@ -74,7 +74,6 @@ class Config:
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "num_heads": (1, 4, 8),
-        "num_seeds": 3,
         "d_model": 32,
         "context_length": 32,
         "num_steps": 300,
@@ -106,6 +105,8 @@ NOTES = [
     "A head's mean is over 32 windows of the training text. It goes into the bias of the output "
     "projection, so a pruned model is the same program with other weights.",
     "All numbers of heads train at one peak rate.",
+    "At scale=small a first run over 3 seeds left seven of nine verdicts open; since then it has 5 "
+    "seeds, with the same claims and thresholds.",
 ]
 
 
@@ -216,13 +217,14 @@ def claims(results: Results) -> list[Claim]:
             below=0.0,
         ),
         weigh(
-            f"One of {some * cfg['num_layers']} heads has more than half of its attention on the "
-            "token before",
+            f"One of all {some * cfg['num_layers']} heads has more than half of its attention on "
+            "the token before",
             mean_interval([float(np.max(values)) for values in previous.values()]),
             above=0.5,
         ),
         weigh(
-            "That head costs more than the others do on average, in nats/token of difference",
+            f"With {some} heads, the one most on the token before costs more than the others do on "
+            "average, in nats/token of difference",
             mean_interval(
                 [
                     float(values.flat[looking[seed]] - np.delete(values, looking[seed]).mean())
@@ -251,6 +253,9 @@ def _alike(text: str, interval: Interval) -> Claim:
 
 def _heads(number: int) -> str:
     return "one" if number == 1 else f"{number}"
+
+
+_VISIBLE = {" ": "\N{MIDDLE DOT}", "\n": "\N{PILCROW SIGN}"}
 
 
 def plot(results: Results) -> list[Figure]:
@@ -312,18 +317,20 @@ def _pattern_figures(results: Results) -> list[Figure]:
                 values[row.fields["query"], row.fields["key"]] = row.value
             costs = f"costs {cost[layer, head]:.2f}"
             maps.append((f"layer {layer + 1}, head {head + 1}: {costs}", values))
-        places = [str(place + 1) for place in range(size)]
+        tokens = results.select("token", num_heads=heads).rows
+        labels = [_VISIBLE.get(c, c) for c in (row.fields["character"] for row in tokens)]
         figures.append(
             heat_maps(
                 maps,
                 name=f"patterns_of_{heads}",
                 title=f"What each head looks at, {_heads(heads)} in each layer",
-                caption=f"Attention of seed 0 on one validation text. Costs are nats a token with "
-                f"the mean in its place; the most on the token before is {previous.max():.2f}.",
-                row_labels=places,
-                column_labels=places,
+                caption="Attention of seed 0 on one validation text, in which a dot is a space. "
+                "Costs are nats a token with the mean in its place; the most on the token before, "
+                f"on average, is {previous.max():.2f}.",
+                row_labels=labels,
+                column_labels=labels,
                 x_label="looks at",
-                y_label="place",
+                y_label="character",
                 value_label="attention",
                 limits=(0.0, 1.0),
                 annotate=False,

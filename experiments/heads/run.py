@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import language
 from experiments.heads import MEAN, SCORES, ZERO
 from experiments.language import train_runs
 from experiments.texts import Text, plays, validation_batches
 from jaxlm.analysis.statistics import paired_interval
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import apply_overrides
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch, batch_at
@@ -28,21 +28,8 @@ LOOKED_AT = 32  # windows of either text: to take heads' means, and to score the
 
 
 def run_config(cell: dict[str, Any], seed: int) -> RunConfig:
-    steps = dict.fromkeys(("steps_per_call", "eval_every", "save_every"), cell["eval_every"])
-    return apply_overrides(
-        RunConfig(),
-        {
-            "seed": seed,
-            "model.vocab_size": plays().tokenizer.vocab_size,
-            "model.bias": True,  # that of wo can hold the mean of a head that is taken out
-            **{f"model.{name}": value for name, value in cell["model"].items()},
-            "data.batch_size": cell["batch_size"],
-            "optim.peak_lr": cell["peak_lr"],
-            "optim.warmup_steps": cell["warmup_steps"],
-            "train.num_steps": cell["num_steps"],
-            **{f"train.{name}": value for name, value in steps.items()},
-        },
-    )
+    """With biases: that of wo can hold the mean of a head that is taken out."""
+    return language.run_config(cell, plays().tokenizer, seed, **{"model.bias": True})
 
 
 def run_cell(cell: dict[str, Any]) -> list[Row]:
@@ -70,10 +57,11 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
         rows += score_rows(fields, seed, scores)
         rows += pruning_rows(fields, seed, functools.partial(losses_without, lane, means), model)
         if seed == 0 and cell["drawn"]:
+            shown = seen[0, : cell["drawn"]]
             rows += map_rows(fields, maps[:, 0, :, : cell["drawn"], : cell["drawn"]])
             rows += [
-                Row({**fields, "query": q}, 0, None, "token", float(id), "id")
-                for q, id in enumerate(seen[0, : cell["drawn"]])
+                Row({**fields, "query": q, "character": c}, 0, None, "token", float(id), "id")
+                for q, (id, c) in enumerate(zip(shown, text.tokenizer.decode(shown), strict=True))
             ]
     return rows
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments import base
 from experiments.checks import check_multiple, check_positive
 from experiments.comparing import by_seed, difference
 from experiments.library import MODULES
@@ -29,8 +30,8 @@ MERGED_TOLERANCE = 1e-5  # of merged weights against base plus adapters, as a sh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BaseConfig:
-    """The model that is adapted: a transformer trained on the bundled plays, with Muon.
+class BaseConfig(base.BaseConfig):
+    """What is adapted: the transformer trained on the bundled plays, or another's.
 
     source: a GGUF file or Hugging Face folder in its place; of the other fields only context_length
       is read then. dtype: its matrices and tables are rounded to it, and LoRA holds them in it.
@@ -38,21 +39,6 @@ class BaseConfig:
 
     source: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    num_layers: int = 2
-    d_model: int = 64
-    num_heads: int = 2
-    context_length: int = 64  # also of the adaptation
-    batch_size: int = 16
-    num_steps: int = 600
-    eval_every: int = 100
-    peak_lr: float = 1e-2
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.eval_every < 1 or self.num_steps < 1 or self.num_steps % self.eval_every:
-            raise ValueError(
-                f"num_steps={self.num_steps} must be a multiple of eval_every={self.eval_every}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def perplexity_by_share(results: Results) -> Figure:
                 targets,
                 (
                     (
-                        100 * readings.share_trainable(results, each),
+                        float(f"{100 * readings.share_trainable(results, each):.3g}"),
                         readings.at_best(each, "perplexity"),
                     )
                     for each in settings

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import library
+from experiments import adapting, library
+from experiments.adapting import lane_of
 from experiments.language import train_runs
 from experiments.lora_rank import Config, readings
 from experiments.texts import Text, lane_batches, plays, plays_as, standard_library
@@ -25,19 +26,16 @@ from jaxlm.core.config import FLAG, ConfigError, from_dict, to_dict
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch
-from jaxlm.data.config import DataConfig
 from jaxlm.interop import pretrained
 from jaxlm.models import lora, transformer
 from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig
-from jaxlm.optim.config import OptimConfig
 from jaxlm.tokenizers import Tokenizer
-from jaxlm.train.config import RunConfig, TrainConfig
+from jaxlm.train.config import RunConfig
 from jaxlm.train.population import Trained
 from jaxlm.train.program import Program, group_by_structure, hyper_values, make_program
 
 OLD, NEW = 0, 1  # places of the domains in what is evaluated
-VALIDATION_SEED = 0  # of the windows that every evaluation reads
 
 merge = jax.jit(lora.merge, static_argnames="scaling")  # by itself it is dozens of small programs
 
@@ -92,25 +90,13 @@ def old_domain(cfg: Config) -> Text:
 
 
 def validation(cfg: Config) -> Batch:
-    """[2, E, B, S]: the same windows at every evaluation, drawn from all of each validation text.
-
-    The old domain first, then the new one.
-    """
-    parts = [
-        lane_batches(
-            text.validation,
-            [VALIDATION_SEED],
-            batch_size=cfg.batch_size,
-            context_length=cfg.base.context_length,
-        )(0, cfg.eval_batches)
-        for text in (old_domain(cfg), new_domain(cfg))
-    ]
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-
-def evaluation(program: Program) -> Callable[[Any, Batch], Any]:
-    """The program's evaluation of both domains."""
-    return lambda state, domains: jax.lax.map(functools.partial(program.evaluate, state), domains)
+    """[2, E, B, S]: windows of the old domain first, then of the new one."""
+    return adapting.domain_windows(
+        [text.validation for text in (old_domain(cfg), new_domain(cfg))],
+        num_batches=cfg.eval_batches,
+        batch_size=cfg.batch_size,
+        context_length=cfg.base.context_length,
+    )
 
 
 # The base.
@@ -145,30 +131,17 @@ def open_base(cfg: Config) -> Base:
 
     So another process gets the same weights.
     """
-    base, text = cfg.base, the_plays(cfg)
-    token_bytes = text.tokenizer.token_bytes
+    base = cfg.base
+    token_bytes = tokenizer_of(base.source).token_bytes
     if base.source is not None:
         model, params = pretrained.load_weights(base.source)
         model = dataclasses.replace(model, context_length=base.context_length)
         read = Base(model, rounded(params, model, base.dtype), token_bytes, [])
         return read._replace(curve=[(0, scores_alone(cfg, read))])
-    run = RunConfig(
-        model=TransformerConfig(
-            vocab_size=text.tokenizer.vocab_size,
-            context_length=base.context_length,
-            num_layers=base.num_layers,
-            d_model=base.d_model,
-            num_heads=base.num_heads,
-        ),
-        data=DataConfig(batch_size=base.batch_size),
-        optim=OptimConfig(name="muon", peak_lr=base.peak_lr, warmup_steps=base.num_steps // 10),
-        train=train_config(base.num_steps, base.eval_every),
-        seed=base.seed,
-    )
-    trained = train(cfg, [run], make_program(run, token_bytes), text)
+    model, trained = adapting.train_base(base, validation(cfg))
     curve = [(step, scores.of(0)) for step, scores in scores_of(trained)]
-    params = rounded(lane_of(trained.state.params, 0), run.model, base.dtype)
-    made = Base(run.model, params, token_bytes, curve)
+    params = rounded(lane_of(trained.state.params, 0), model, base.dtype)
+    made = Base(model, params, token_bytes, curve)
     if base.dtype != "float32":  # the last scores were those before rounding
         made = made._replace(curve=[*curve[:-1], (curve[-1][0], scores_alone(cfg, made))])
     return made
@@ -198,7 +171,7 @@ def scores_alone(cfg: Config, base: Base) -> Scores:
 
     @jax.jit
     def evaluate(arrays, domains):
-        return evaluation(program)(state.replace(**arrays), domains)
+        return adapting.evaluation(program)(state.replace(**arrays), domains)
 
     values = evaluate(arrays, validation(cfg))
     return Scores(*(np.float64(values[name].compute()) for name in Scores._fields))
@@ -270,28 +243,7 @@ def full_rows(cfg: Config) -> list[Row]:
 def adaptation(
     cfg: Config, base: Base, seed: int, peak_lr: float, adapters: LoraConfig | None = None
 ) -> RunConfig:
-    """A run on the new domain. Its rate is constant: a stop early is no other run cut short."""
-    return RunConfig(
-        model=base.model,
-        lora=adapters or LoraConfig(),
-        data=DataConfig(batch_size=cfg.batch_size),
-        optim=OptimConfig(
-            peak_lr=peak_lr,
-            schedule="warmup_stable_decay",
-            warmup_steps=cfg.warmup_steps,
-            decay_steps=0,
-            weight_decay=0.0,
-            b2=0.99,
-        ),
-        train=train_config(cfg.num_steps, cfg.eval_every),
-        seed=seed,
-    )
-
-
-def train_config(num_steps: int, eval_every: int) -> TrainConfig:
-    return TrainConfig(
-        num_steps=num_steps, eval_every=eval_every, steps_per_call=eval_every, save_every=eval_every
-    )
+    return adapting.adaptation(cfg, base.model, seed, peak_lr, adapters)
 
 
 def train(cfg: Config, runs: Sequence[RunConfig], program: Program, text: Text, **more) -> Trained:
@@ -300,9 +252,8 @@ def train(cfg: Config, runs: Sequence[RunConfig], program: Program, text: Text, 
     Args:
       more: the weights that are frozen, or those to start from, as for `train_population`.
     """
-    return train_runs(
-        text, runs, program, evaluate=evaluation(program), shared=validation(cfg), **more
-    )
+    more |= {"evaluate": adapting.evaluation(program), "shared": validation(cfg)}
+    return train_runs(text, runs, program, **more)
 
 
 def scores_of(trained: Trained) -> list[tuple[int, Scores]]:
@@ -311,11 +262,6 @@ def scores_of(trained: Trained) -> list[tuple[int, Scores]]:
         (step, Scores(*(np.float64(values[name].compute()) for name in Scores._fields)))
         for step, values in trained.evaluations
     ]
-
-
-def lane_of(tree: Params, lane: int) -> Params:
-    """One lane's part of a population's arrays."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[lane]), tree)
 
 
 def adaptation_rows(
@@ -408,7 +354,7 @@ def logits_difference(
     """See `merged_differences`."""
     tokens = lane_batches(
         new_domain(cfg).validation,
-        [VALIDATION_SEED],
+        [adapting.WINDOWS_SEED],
         batch_size=cfg.merged_samples,
         context_length=base.model.context_length,
     )(0, 1).tokens[0, 0]

@@ -56,7 +56,7 @@ class Config:
 
     def __post_init__(self):
         check_not_empty(self)
-        check_positive(self)
+        check_positive(self, may_be_zero=("warmup_steps",))
         check_multiple(self, "num_steps", "eval_every")
         check_multiple(self, "context_length", "bin_size")
         check_multiple(self, "eval_tokens", "bin_size")
@@ -250,7 +250,7 @@ def _place_figure(results: Results) -> Figure:
         "Dashed: the same weights, with attention to no more tokens than in training.",
         x_label="place, in training lengths",
         y_label="nats a token",
-        y_limits=(lowest - 0.05, unigram + 0.1),
+        y_limits=(lowest - 0.1, unigram + 0.1),
         x_ticks=list(range(cfg["times"] + 1)),
         references=[("unigram", unigram)],
         wide=True,

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import language
 from experiments.language import train_runs, unigram_loss
 from experiments.positions import LEARNED, SINUSOIDAL
 from experiments.texts import Text, plays, validation_batches
 from jaxlm.core.arrays import Array
-from jaxlm.core.config import apply_overrides
 from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch, Split
 from jaxlm.models import transformer
@@ -26,21 +26,8 @@ EVAL_ROWS = 16  # windows of a validation batch
 
 
 def run_config(cell: dict[str, Any], seed: int) -> RunConfig:
-    steps = dict.fromkeys(("steps_per_call", "eval_every", "save_every"), cell["eval_every"])
-    return apply_overrides(
-        RunConfig(),
-        {
-            "seed": seed,
-            "model.vocab_size": plays().tokenizer.vocab_size,
-            "model.positions": cell["positions"],
-            **{f"model.{name}": value for name, value in cell["model"].items()},
-            "data.batch_size": cell["batch_size"],
-            "optim.peak_lr": cell["peak_lr"],
-            "optim.warmup_steps": cell["warmup_steps"],
-            "train.num_steps": cell["num_steps"],
-            **{f"train.{name}": value for name, value in steps.items()},
-        },
-    )
+    kind = {"model.positions": cell["positions"]}
+    return language.run_config(cell, plays().tokenizer, seed, **kind)
 
 
 def run_cell(cell: dict[str, Any]) -> list[Row]:

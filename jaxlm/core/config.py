@@ -26,6 +26,10 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line that names what to change."""
 
 
+class MissingPackage(ConfigError):
+    """Something needs a package that is not installed; the message says how to install it."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """ "; did you mean 'x'?" for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

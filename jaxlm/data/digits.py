@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from jaxlm.core.config import ConfigError
+from jaxlm.core.config import MissingPackage
 
 NUM = 1797
 
@@ -18,14 +18,14 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Images f32[1797, 8, 8, 1], from 0 to 1, and labels i32[1797].
 
     Raises:
-      ConfigError: scikit-learn is not installed.
+      MissingPackage: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ConfigError(
-            "the handwritten digits come with scikit-learn, which is not installed: "
-            "pip install scikit-learn"
+        raise MissingPackage(
+            "the handwritten digits come with the package scikit-learn: "
+            "pip install 'jaxlm[digits]' (or scikit-learn)"
         ) from None
     found = load_digits()
     images, labels = (np.asarray(getattr(found, name)) for name in ("images", "target"))

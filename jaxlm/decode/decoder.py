@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from jaxlm.core import trees
 from jaxlm.models.api import LanguageModel
 
+CHUNK = 128  # tokens that a ring can read at once, or take back
+
 
 class Decoder(NamedTuple):
     """Functions of a LanguageModel, see there; hashable, so a static argument of a program."""
@@ -14,10 +16,16 @@ class Decoder(NamedTuple):
     extend: Callable[..., Any]
     take_back: Callable[..., Any] | None
     vocab_size: int
+    window: int | None
+
+    def cache_entries(self, length: int) -> int:
+        """Entries a row for texts of up to `length` tokens: a ring of fewer where that will do."""
+        return length if self.window is None else min(length, self.window + CHUNK)
 
 
 def decoder_of(model: LanguageModel) -> Decoder:
-    return Decoder(model.init_cache, model.extend, model.take_back, vocab_size(model))
+    functions = model.init_cache, model.extend, model.take_back
+    return Decoder(*functions, vocab_size(model), model.window)
 
 
 def vocab_size(model: LanguageModel) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core.arrays import Array, Params
-from jaxlm.decode.decoder import Decoder, decoder_of
+from jaxlm.decode.decoder import CHUNK, Decoder, decoder_of
 from jaxlm.decode.filters import SamplingConfig, sample_token
 from jaxlm.decode.penalties import adjust_logits, seen_in, with_token
 from jaxlm.decode.prompts import UNUSED, Prompts, bucket, pad_prompts, traced_sampling
@@ -33,7 +33,7 @@ class DecodeState(NamedTuple):
 
     newest: Array | np.ndarray  # i32[B]
     cache: Any
-    seen: Array | None  # bool[B, V], ids in the text so far; None where nothing asks
+    seen: Any  # bool[B, V], ids in the text so far; None where nothing asks
 
 
 def start(
@@ -43,11 +43,26 @@ def start(
     sampling: SamplingConfig | None,
     cache_length: int,
 ) -> DecodeState:
-    """Reads the prompts into a new cache. sampling: None where no token will be drawn."""
+    """Reads the prompts into a new cache. sampling: None where no token will be drawn.
+
+    A model with a window gets a ring of `Decoder.cache_entries`, and long prompts in chunks.
+    """
     # All but each row's last token: `step` reads that one, so it needs no logits here.
     tokens, lengths = prompts.tokens, prompts.lengths
-    cache = decoder.init_cache(len(tokens), cache_length)
-    _, cache = decoder.extend(params, tokens, cache, lengths=lengths - 1)
+    B, S = tokens.shape
+    size = decoder.cache_entries(cache_length)
+    cache = decoder.init_cache(B, size)
+    if size == cache_length or S <= CHUNK:
+        _, cache = decoder.extend(params, tokens, cache, lengths=lengths - 1)
+    else:
+
+        def read(i, cache):
+            chunk = jax.lax.dynamic_slice_in_dim(tokens, i * CHUNK, CHUNK, axis=1)
+            rest = jnp.clip(lengths - 1 - i * CHUNK, 0, CHUNK)
+            return decoder.extend(params, chunk, cache, lengths=rest)[1]
+
+        num_chunks = (jnp.max(lengths) - 1 + CHUNK - 1) // CHUNK
+        cache = jax.lax.fori_loop(0, num_chunks, read, cache)
     newest = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
     seen = None
     if sampling is not None and sampling.repetition_penalty is not None:

@@ -14,12 +14,14 @@ import numpy as np
 
 from jaxlm.core.arrays import Array, Params
 from jaxlm.core.config import ConfigError
-from jaxlm.decode.decoder import decoder_of
+from jaxlm.decode.decoder import CHUNK, decoder_of
 from jaxlm.decode.filters import SamplingConfig, filter_logits, is_greedy, sample_token
 from jaxlm.decode.generate import keys_of_rows, start
 from jaxlm.decode.penalties import adjust_logits, seen_in, with_token
 from jaxlm.decode.prompts import UNUSED, bucket, pad_prompts, traced_sampling
 from jaxlm.models.api import LanguageModel
+
+MOST_DRAFTED = CHUNK // 2  # what a ring can take back, and to spare
 
 
 class Speculated(NamedTuple):
@@ -244,11 +246,11 @@ def speculate(
       The others as for `generate`; max_length is the smaller of the two models'.
     Raises:
       ConfigError: as `generate`; vocabularies of other sizes, a model whose cache takes nothing
-        back, num_drafted below 1.
+        back, num_drafted below 1 or above 64.
     """
     decoders = decoder_of(model), decoder_of(draft)
-    if num_drafted < 1:
-        raise ConfigError(f"num_drafted={num_drafted} must be at least 1")
+    if not 1 <= num_drafted <= MOST_DRAFTED:
+        raise ConfigError(f"num_drafted={num_drafted} must be in 1..{MOST_DRAFTED}")
     if decoders[0].vocab_size != decoders[1].vocab_size:
         raise ConfigError(
             f"the draft has a vocabulary of {decoders[1].vocab_size}, the model one of "

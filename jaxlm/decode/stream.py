@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.core.arrays import Array, Params
+from jaxlm.decode.decoder import decoder_of
 from jaxlm.decode.filters import SamplingConfig
-from jaxlm.decode.generate import DecodeState, step
+from jaxlm.decode.generate import DecodeState, keys_of_rows, step
 from jaxlm.models.api import LanguageModel
 
 CHUNK = 64  # tokens that are read at once
@@ -21,16 +22,16 @@ class Streamer:
 
     Texts are read in chunks that begin at multiples of CHUNK, and only whole chunks that were read
     as given are kept, not what was written: so the tokens are, to the bit, those of a new
-    `Streamer` with a cache as long. Three programs are compiled for each power of two that the
-    cache grows to.
+    `Streamer` with a cache as long. Two programs are compiled for each power of two that the cache
+    grows to. Where a model cannot take back what it has read, every text is read anew.
 
-    model: its cache has a `length` i32[B] that may be lowered, as KVCache. params: as `generate`.
+    model, params: as of `generate`.
     """
 
     def __init__(self, model: LanguageModel, params: Params):
-        self._model, self._params = model, params
+        self._decoder, self._params = decoder_of(model), params
         self._cache, self._size = None, 0
-        self._kept = np.zeros(0, np.int32)  # ids, whole chunks of them, that the cache holds
+        self._kept = np.zeros(0, np.int32)  # ids that were read into the cache
 
     def stream(
         self,
@@ -42,45 +43,52 @@ class Streamer:
     ) -> Iterator[int]:
         """Yields up to `num_tokens` ids that follow `ids`, each as soon as it is drawn.
 
-        The one at position t is drawn with fold_in(fold_in(key, 0), t), as by `generate`.
+        The one at position t is drawn as the first row of `generate` draws it.
+
+        Args:
+          sampling: as `traced_sampling` gives it.
         """
         prompt = np.asarray(ids, np.int32)
-        read = prompt[:-1]  # `step` reads the last
-        sampling = jax.tree.map(np.float32, sampling)
-        row_keys = jax.random.fold_in(key, 0)[None]
-        cache, start = self._open(read, len(prompt) + num_tokens)
+        read, decoder = prompt[:-1], self._decoder  # `step` reads the last
+        start = self._open(read, len(prompt) + num_tokens)
         for at in range(start, len(read), CHUNK):
-            chunk = np.zeros((1, CHUNK), np.int32)
             part = read[at : at + CHUNK]
+            chunk = np.zeros((1, CHUNK), np.int32)
             chunk[0, : len(part)] = part
-            cache = _read(self._params, chunk, cache, np.int32([at]), extend=self._model.extend)
-            self._cache = cache  # the one before was given away
-        self._kept = read[: len(read) // CHUNK * CHUNK]
-        state = DecodeState(
-            prompt[-1:], cache.replace(length=np.array([len(read)], np.int32)), None
-        )
+            length = np.array([len(part)], np.int32)
+            self._cache = _read(self._params, chunk, length, self._cache, extend=decoder.extend)
+        if decoder.take_back is not None:
+            self._kept = read
+        seen = None
+        if sampling.repetition_penalty is not None:
+            seen = np.zeros((1, decoder.vocab_size), bool)
+            seen[0, prompt] = True
+        state, row_keys = DecodeState(prompt[-1:], self._cache, seen), keys_of_rows(key, 1)
         for _ in range(num_tokens):
-            token, state = _step(self._params, state, row_keys, sampling, extend=self._model.extend)
-            self._cache = state.cache
+            token, state = _step(self._params, state, row_keys, sampling, extend=decoder.extend)
+            self._cache = state.cache  # the one before was given away
             yield int(token[0])
 
-    def _open(self, read: np.ndarray, length: int):
-        """A cache for `length` tokens, and how many of `read` it holds already."""
-        size = max(SMALLEST_CACHE, 1 << (length - 1).bit_length())
-        if size > self._size:
-            # Layers of an empty cache may share an array, which cannot be given away twice.
-            self._cache = jax.tree.map(jnp.copy, self._model.init_cache(1, size))
-            self._size = size
-            self._kept = self._kept[:0]
+    def _open(self, read: np.ndarray, length: int) -> int:
+        """Makes room for `length` tokens in the cache; how many of `read` it holds already."""
+        size = max(SMALLEST_CACHE, self._size, 1 << (length - 1).bit_length())
         n = min(len(read), len(self._kept))
         different = np.flatnonzero(read[:n] != self._kept[:n])
         shared = int(different[0]) if different.size else n
-        return self._cache, shared // CHUNK * CHUNK
+        shared = shared // CHUNK * CHUNK
+        if size > self._size or not shared:
+            # Layers of an empty cache may share an array, which cannot be given away twice.
+            self._cache = jax.tree.map(jnp.copy, self._decoder.init_cache(1, size))
+            self._size, shared = size, 0
+        elif self._decoder.take_back is not None:  # else nothing was kept
+            self._cache = self._decoder.take_back(self._cache, np.array([shared], np.int32))
+        self._kept = self._kept[:shared]
+        return shared
 
 
 @functools.partial(jax.jit, static_argnames="extend", donate_argnames="cache")
-def _read(params, chunk, cache, length, *, extend):
-    return extend(params, chunk, cache.replace(length=length))[1]
+def _read(params, chunk, length, cache, *, extend):
+    return extend(params, chunk, cache, lengths=length)[1]
 
 
 @functools.partial(jax.jit, static_argnames="extend", donate_argnames="state")

@@ -103,6 +103,9 @@ _SIZES = {
     "tie_word_embeddings": "tied_head",
 }
 _ROPE = {"partial_rotary_factor": 1.0, "rope_interleaved": False, "pretraining_tp": 1}
+_LLAMA3 = (  # in the order of TransformerConfig.rope_scaling
+    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+)
 _DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
 # What is the same in every model we can read; the fields not named are free.
 _PLAIN = {
@@ -246,7 +249,8 @@ def config_from_json(values: Mapping[str, Any], where: str) -> TransformerConfig
         missing or of another type.
     """
     arch = architecture_of(values, where)
-    values = dict(arch.defaults) | _plain_rope(_same_layers(dict(values), where), where)
+    values, rope_scaling = _rope(_same_layers(dict(values), where), where)
+    values = dict(arch.defaults) | values
     for key, needed in arch.needs.items():
         if (value := values.pop(key, needed)) not in (needed, None):
             raise ConfigError(
@@ -267,7 +271,9 @@ def config_from_json(values: Mapping[str, Any], where: str) -> TransformerConfig
             isinstance(value, bool) if wanted is bool else number and wanted(value) == value
         ):
             raise ConfigError(f"{where}: {theirs}={value!r}: expected {wanted.__name__}")
-    rotary = {"rope_layout": "half"} if arch.always["positions"] == "rope" else {}
+    rotary = {}
+    if arch.always["positions"] == "rope":
+        rotary = {"rope_layout": "half", "rope_scaling": rope_scaling}
     given = {name: value for name, value in ours.items() if value is not None}
     try:
         cfg = TransformerConfig(**{**arch.always, **given, **rotary})
@@ -310,6 +316,10 @@ def config_to_json(cfg: TransformerConfig) -> tuple[Architecture, dict[str, Any]
     }
     if "rope_theta" in values:
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": cfg.rope_theta}
+        if cfg.rope_scaling is not None:
+            scaling = dict(zip(_LLAMA3, cfg.rope_scaling, strict=True))
+            scaling[_LLAMA3[-1]] = int(scaling[_LLAMA3[-1]])
+            values["rope_parameters"] |= {"rope_type": "llama3", **scaling}
     if arch.model_type in ("qwen2", "qwen3") and cfg.window:
         values |= {"use_sliding_window": True, "max_window_layers": 0}
         values["layer_types"] = ["sliding_attention"] * cfg.num_layers
@@ -326,8 +336,9 @@ def _differences(cfg: TransformerConfig, arch: Architecture) -> list[str]:
     return [f"{name}={value}" for name, value in given.items() if value != arch.always[name]]
 
 
-def _plain_rope(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` with RoPE's base as `rope_theta`; a RoPE that is scaled is refused."""
+def _rope(values: dict[str, Any], where: str) -> tuple[dict[str, Any], tuple[float, ...] | None]:
+    """`values` with RoPE's base as `rope_theta`, and its scaling; one we do not have is refused."""
+    scaling = None
     for key in ("rope_scaling", "rope_parameters"):
         rope = values.pop(key, None) or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -335,13 +346,22 @@ def _plain_rope(values: dict[str, Any], where: str) -> dict[str, Any]:
         extra -= {"rope_type", "type", "rope_theta"}
         if rope.get("partial_rotary_factor") == 1.0:
             extra -= {"partial_rotary_factor"}
-        if kind != "default" or extra:
+        if kind == "llama3" and extra <= set(_LLAMA3):
+            given = {_LLAMA3[-1]: values.get("max_position_embeddings")} | rope
+            scaling = tuple(given.get(name) for name in _LLAMA3)
+            if not all(isinstance(x, int | float) and x is not True and x > 0 for x in scaling):
+                raise ConfigError(
+                    f"{where}: {key}={rope!r}: expected numbers: {', '.join(_LLAMA3)}"
+                )
+            scaling = tuple(float(number) for number in scaling if number is not None)
+        elif kind != "default" or extra:
             raise ConfigError(
-                f"{where}: {key}={rope!r}: jaxlm's RoPE is neither scaled nor partial"
+                f"{where}: {key}={rope!r}: jaxlm's RoPE is scaled as Llama 3's or not, and never "
+                "partial"
             )
         if "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]
-    return values
+    return values, scaling
 
 
 def _same_layers(values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -16,13 +16,15 @@ import jax
 from jaxlm.core.config import ConfigError
 from jaxlm.core.params import count_params
 from jaxlm.decode.filters import SamplingConfig
+from jaxlm.decode.prompts import traced_sampling
 from jaxlm.decode.stream import Streamer
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.sample import weights_to_read
-from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
+from jaxlm.jobs.sample_flags import sampling_of
+from jaxlm.jobs.setup import TrainedRun, check_choice, decoding_model, open_run, require_workdir
 from jaxlm.jobs.sources import usage_of_source
-from jaxlm.models import kinds
+from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer
 from jaxlm.tokenizers.chat import (
     ASSISTANT,
@@ -43,8 +45,8 @@ _CONTROLS = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0)) if chr
 def main(launch: Launch) -> int:
     flags = launch.flags
     check_choice(flags, "checkpoint", ("newest", "best"))
-    names = ("temperature", "top_k", "top_p", "min_p")
-    sampling = SamplingConfig(**{name: getattr(flags, name) for name in names})
+    sampling = sampling_of(flags)
+    SamplingConfig(**{**sampling, "logit_bias": None})  # numbers out of range are refused early
     folder = require_workdir(launch, "chat")
     compile_cache.enable()
     run = open_run(folder, flags.checkpoint)
@@ -75,11 +77,11 @@ def main(launch: Launch) -> int:
 def context_of(run: TrainedRun, usage: dict[str, Any], given: int | None) -> int:
     """Tokens that the model can look back on: --context, else what it was made for."""
     cfg = run.cfg.model
-    room = cfg.max_positions
-    if room is not None and given is not None and given > room:
-        raise ConfigError(f"--context={given}: the model has {room} positions")
+    most = cfg.max_positions
+    if most is not None and given is not None and given > most:
+        raise ConfigError(f"--context={given}: the model has {most} positions")
     made_for = cfg.context_length
-    if room is None:  # a run may train on shorter rows than its base
+    if most is None:  # a run may train on shorter rows than its base
         made_for = max(made_for, usage.get("model_max_length", 0))
     return given or made_for
 
@@ -92,18 +94,19 @@ class Chat:
         run: TrainedRun,
         format: ChatFormat,
         context: int,
-        sampling: SamplingConfig,
+        sampling: dict[str, Any],
         num_tokens: int,
         seed: int,
         system: str | None,
     ):
         cfg = run.cfg.model
-        if cfg.max_positions is None:
+        if isinstance(cfg, TransformerConfig) and cfg.max_positions is None:
             cfg = dataclasses.replace(cfg, context_length=context)
-        model = kinds.build(cfg)
+        model = decoding_model(cfg)
         self.streamer = Streamer(model, weights_to_read(model, run.settled))
         self.tokenizer, self.format = run.tokenizer, format
-        self.context, self.sampling, self.num_tokens = context, sampling, num_tokens
+        self.sampling = traced_sampling(model, **sampling)
+        self.context, self.num_tokens = context, num_tokens
         self.key = jax.random.key(seed)
         self.start = [] if system is None else [Message(SYSTEM, system)]
         self.reset()

@@ -11,6 +11,7 @@ from jaxlm.core.config import ConfigError
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.setup import check_choice, open_run, require_workdir
+from jaxlm.jobs.sources import prompt_ids, usage_of_source
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.reports.explanation import Explained, write_explanation
 
@@ -26,14 +27,11 @@ def main(launch: Launch) -> int:
     target = pathlib.Path(flags.target or folder / PAGE)
     compile_cache.enable()
     run = open_run(folder, flags.checkpoint)
-    try:
-        ids = run.tokenizer.encode(flags.prompt, allow_special=True)
-    except ConfigError as error:
-        raise ConfigError(f"--prompt: {error}") from None
+    ids = prompt_ids(flags.prompt, run.tokenizer, usage_of_source(str(folder)))
     cfg = run.cfg.model
     if not isinstance(cfg, TransformerConfig):
         raise ConfigError(
-            f"--workdir={folder}: its model is a {cfg.kind}; a page explains attention"
+            f"--workdir={folder}: a model of kind {cfg.kind} has no attention to show"
         )
     N, H = cfg.num_layers, cfg.num_heads
     most = min(int((MOST_WEIGHTS / N / H) ** 0.5), cfg.max_positions or len(ids))

@@ -40,13 +40,19 @@ def check_memory(cfg: RunConfig, specs: dict[str, Any], num_devices: int = 1) ->
     """
     if jax.default_backend() == "cpu":
         num_devices = 1  # all of them share the machine's
-    number, batch = count_params(specs), (cfg.data.batch_size, cfg.model.context_length)
+    number = count_params(specs)
     require_room(
         8 * number,
         (device_bytes() or 0) * num_devices,
         f"{FLAG}model: its {number:,} weights with their gradients",
         "lower num_layers, d_model or d_ff",
     )
+    check_batches(cfg)
+
+
+def check_batches(cfg: RunConfig) -> None:
+    """Raises ConfigError where the machine's memory could not hold the batches of a call."""
+    batch = (cfg.data.batch_size, cfg.model.context_length)
     require_room(
         12 * cfg.train.steps_per_call * math.prod(batch),
         host_bytes() or 0,

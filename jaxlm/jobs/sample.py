@@ -20,7 +20,7 @@ from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.sample_flags import check_flags, matcher_of, sampling_of, stop_ids_of
 from jaxlm.jobs.setup import TrainedRun, decoding_model, open_run, require_workdir
-from jaxlm.jobs.sources import config_of_source
+from jaxlm.jobs.sources import config_of_source, prompt_ids, usage_of_source
 from jaxlm.models import transformer
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.models.transformer import TransformerConfig
@@ -45,10 +45,7 @@ def main(launch: Launch) -> int:
     folder = require_workdir(launch, "sample")
     compile_cache.enable()
     run = open_run(folder, flags.checkpoint)
-    try:
-        prompt = run.tokenizer.encode(flags.prompt, allow_special=True)
-    except ConfigError as error:
-        raise ConfigError(f"--prompt: {error}") from None
+    prompt = prompt_ids(flags.prompt, run.tokenizer, usage_of_source(str(folder)))
     matcher = matcher_of(flags, run.tokenizer)
     model = decoding_model(run.cfg.model)
     params = weights_to_read(model, run.settled)

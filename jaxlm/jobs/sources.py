@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlm.core import config as config_lib
 from jaxlm.core import params as params_lib
@@ -66,6 +67,18 @@ def usage_of_source(source: str | None) -> dict[str, Any]:
         return pretrained.load_usage(source)
     path = pathlib.Path(source) / USAGE_FILE
     return workdir.load_json(path, dict) if path.exists() else {}
+
+
+def prompt_ids(text: str, tokenizer: Tokenizer, usage: dict[str, Any]) -> np.ndarray:
+    """The ids of a prompt, i32[n], behind the token that the model's texts begin with, if any."""
+    try:
+        ids = tokenizer.encode(text, allow_special=True)
+    except ConfigError as error:
+        raise ConfigError(f"--prompt: {error}") from None
+    first = tokenizer.special_ids.get(usage.get("bos_token", ""))
+    if not usage.get("add_bos_token") or first is None or ids[:1].tolist() == [first]:
+        return ids
+    return np.concatenate([[first], ids]).astype(np.int32)
 
 
 def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None) -> TrainedRun:

@@ -12,6 +12,7 @@ from jaxlm.core import results as results_lib
 from jaxlm.core.config import (
     FLAG,
     ConfigError,
+    MissingPackage,
     apply_overrides,
     check_numbers,
     from_dict,
@@ -136,7 +137,7 @@ def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> i
                 if record is None:
                     print(f"{label}  kept", flush=True)
                     continue
-                timings.append({"cell": place, **record})
+                timings.append({"cell": place, "what": describe(cell, cells), **record})
                 print(f"{label}  {record['seconds']:.1f} s", flush=True)
                 if (by := stopped()) is not None:
                     print(f"stopped   by {by.name}; finished cells are kept, go on with:")
@@ -225,16 +226,21 @@ def run_all(launch: Launch) -> int:
     if launch.config or set(launch.overrides) - {"scale"}:
         raise ConfigError(f"--experiment={ALL} takes no config but {FLAG}scale")
     root = pathlib.Path(launch.workdir) if launch.workdir else workdir.new_run_dir("runs", ALL)
-    entries = []
+    started, entries = time.perf_counter(), []
     for name in studies:
         study, folder = open_study(name), root / name
         part = launch._replace(workdir=str(folder))
-        code = run_study(name, study, study_config(study, part, "small"), folder)
+        try:
+            cfg = study_config(study, part, "small")
+        except MissingPackage as missing:  # of one study: the others do not need it
+            print(f"left out  {name}: {missing}")
+            continue
+        code = run_study(name, study, cfg, folder)
         if code:
             return code
         entries.append(folder)
     index = write_index(root, [index_entry(folder) for folder in entries])
-    print(f"index     {index}")
+    print(f"index     {index}  ({time.perf_counter() - started:.1f} s in all)")
     return 0
 
 

@@ -87,6 +87,9 @@ class LanguageModel(NamedTuple):
     decoding_params: (params) -> the form of them that `extend` reads fastest.
     take_back: (cache, length i32[B]) -> cache of only the first length[b] tokens of each row. None
       where what was read cannot be taken back.
+    window: entries that `extend` reads back over, the token's own included; None: all. A cache of
+      fewer entries T than a text has tokens is then a ring that writes over the oldest: at most
+      T - window tokens may be read at once, and padding and tokens taken back be no more.
     init_carry: (batch_size) -> what training hands on from batch to batch; {} for nothing.
     train_hidden: (params, tokens, carry, *, goes_on=None, **options of hidden) -> (hidden, carry)
       for a model with a carry. goes_on: bool[B], whether the next batch goes on in the document
@@ -102,6 +105,7 @@ class LanguageModel(NamedTuple):
     extend: Callable[..., Any]
     decoding_params: Callable[..., Any] = lambda params: params
     take_back: Callable[..., Any] | None = None
+    window: int | None = None
     init_carry: Callable[[int], Any] = lambda batch_size: {}
     train_hidden: Callable[..., Any] | None = None
     settle: Callable[..., Any] = lambda params, carry: params

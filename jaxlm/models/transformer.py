@@ -51,6 +51,7 @@ class TransformerConfig(ModelConfig):
     positions: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
     rope_layout: Literal["interleaved", "half"] = "interleaved"
     rope_theta: float = 10_000.0
+    rope_scaling: tuple[float, ...] | None = None  # Llama 3's four numbers, see nn.rope
     causal: bool = True  # False: an encoder
     window: int | None = None  # sliding window, in positions, the query's own included
     qk_norm: bool = False
@@ -93,6 +94,16 @@ class TransformerConfig(ModelConfig):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value} must be positive")
+        if self.rope_scaling is not None and (
+            self.positions != "rope"
+            or len(self.rope_scaling) != 4
+            or min(self.rope_scaling) <= 0
+            or self.rope_scaling[1] >= self.rope_scaling[2]
+        ):
+            raise ValueError(
+                f"rope_scaling={self.rope_scaling} must be factor, low, high and length, above 0, "
+                "low below high, with positions=rope"
+            )
         self.check_dropout()
 
     @property
@@ -153,8 +164,8 @@ class KVCache(struct.PyTreeNode):
     """Keys and values of the tokens so far.
 
     k, v: for each layer [B, K, T, Dh] in the compute dtype, apart so that a step writes its tokens
-    in place. length: i32[B], tokens held in each row; entries behind it are never read, so
-    lowering it takes tokens back.
+    in place. length: i32[B], tokens read of each row; entries behind it are never read, so
+    lowering it takes tokens back. The token at position p is entry p, or p modulo T with a window.
     """
 
     k: tuple[Array, ...]
@@ -340,14 +351,20 @@ def embed(
 def _angles(positions, cfg):
     if cfg.positions != "rope":
         return None
-    return rope_angles(positions, cfg.sizes.Dh, cfg.rope_theta)
+    return rope_angles(positions, cfg.sizes.Dh, cfg.rope_theta, cfg.rope_scaling)
+
+
+def with_remat(run_block: Callable, remat: str) -> Callable:
+    """`run_block`, whose backward pass computes again what `TransformerConfig.remat` says."""
+    if remat == "none":
+        return run_block
+    policies = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
+    return jax.checkpoint(run_block, policy=policies[remat])
 
 
 def _scan_blocks(x, params, cfg, run_block, per_layer, unroll=None):
     """Scans `run_block(x, w, part of per_layer) -> (x, extra)` over the stacked layers."""
-    if cfg.remat != "none":
-        policies = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
-        run_block = jax.checkpoint(run_block, policy=policies[cfg.remat])
+    run_block = with_remat(run_block, cfg.remat)
     return jax.lax.scan(
         lambda x, each: run_block(x, *each),
         x,
@@ -451,7 +468,7 @@ def forward(params: Params, tokens: Array, cfg: TransformerConfig, **options) ->
 
 
 def init_cache(cfg: TransformerConfig, batch_size: int, length: int) -> KVCache:
-    """An empty cache for up to `length` tokens a row."""
+    """An empty cache of `length` entries a row; with a window a text may be longer."""
     N, _, _, _, _, K, Dh = cfg.sizes
     empty = (jnp.zeros((batch_size, K, length, Dh), cfg.dtype),) * N
     return KVCache(k=empty, v=empty, length=jnp.zeros(batch_size, jnp.int32))
@@ -494,7 +511,8 @@ def extend(
     """Appends `tokens` i32[B, S] to each row of the cache.
 
     Rows may hold different lengths. The caller keeps length + S within the cache; writes beyond
-    its end would move back over older entries.
+    its end would move back over older entries. With a window the cache is a ring, see `window` in
+    `LanguageModel`.
 
     Args:
       params: of the model, or `decoding_params` of them.
@@ -509,16 +527,21 @@ def extend(
     params = params if apart else _in_compute_dtype(params, param_specs(cfg), cfg)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1])
     angles = _angles(positions, cfg)
-    write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0)))
+    S, T = tokens.shape[1], cache.k[0].shape[2]
+    write, at, kv_positions = _write, cache.length, None
+    if cfg.window is not None:
+        write, at = (_write if S == 1 else _write_around), cache.length % T
+        kv_positions = _ring_positions(cache.length + S, T)
 
     def run_block(x, w, kv):
         def cached(q, k, v):
             new = (jnp.swapaxes(each, 1, 2) for each in (k, v))
-            held = [write(*each, cache.length) for each in zip(kv, new, strict=True)]
+            held = [write(*each, at) for each in zip(kv, new, strict=True)]
             k, v = (jnp.swapaxes(each, 1, 2) for each in held)
             # Entries behind a row's length have later positions: the causal mask drops them.
             kinds = {"window": cfg.window, "softcap": cfg.attention_softcap}
-            return plain_attend(q, k, v, causal=True, q_positions=positions, **kinds), held
+            where = {"q_positions": positions, "kv_positions": kv_positions}
+            return plain_attend(q, k, v, causal=True, **where, **kinds), held
 
         return block(x, w, cfg, angles=angles, attend=cached, linear=linear)
 
@@ -535,8 +558,33 @@ def extend(
         k, v = map(tuple, held)
     if cfg.norm_placement == "pre":
         x = _norm(x, params, "final_norm", cfg)
-    taken = tokens.shape[1] if lengths is None else lengths
+    taken = S if lengths is None else lengths
     return unembed(params, x, cfg), KVCache(k=k, v=v, length=cache.length + taken)
+
+
+@jax.vmap
+def _write(old, new, at):
+    """Entries at, at + 1, ... of [B, K, T, Dh] replaced by those of [B, K, S, Dh]."""
+    return jax.lax.dynamic_update_slice(old, new, (0, at, 0))
+
+
+@jax.vmap
+def _write_around(old, new, at):
+    """The same, going on at entry 0 behind the last."""
+    offset = (jnp.arange(old.shape[1]) - at) % old.shape[1]
+    entries = new[:, jnp.minimum(offset, new.shape[1] - 1)]
+    return jnp.where((offset < new.shape[1])[:, None], entries, old)
+
+
+def _ring_positions(end, num_entries):
+    """The newest position before end, i32[B], that each entry of a ring can hold: i32[B, T].
+
+    Entries that hold none yet come after every query. Those that hold a token taken back are told
+    to be T older than it is, which is out of the window.
+    """
+    newest = end[:, None] - 1
+    positions = newest - (newest - jnp.arange(num_entries)) % num_entries
+    return jnp.where(positions < 0, jnp.iinfo(jnp.int32).max // 2, positions)
 
 
 class Trace(NamedTuple):
@@ -591,4 +639,5 @@ def build(cfg: TransformerConfig, **options: Any) -> LanguageModel:
         extend=functools.partial(extend, cfg=cfg),
         decoding_params=functools.partial(decoding_params, cfg=cfg),
         take_back=take_back,
+        window=cfg.window,
     )

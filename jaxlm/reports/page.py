@@ -84,6 +84,9 @@ code { font-size: 13px; overflow-wrap: anywhere; }
   margin: 16px 0; }
 .study h2 { margin: 0 0 10px; }
 .study p { margin: 0 0 6px; }
+.study ul { list-style: none; margin: 8px 0 0; padding: 0; font-size: 13px; }
+.study li { margin: 0 0 4px; padding-left: 1.3em; text-indent: -1.3em; }
+.study li .verdict { margin-right: 2px; }
 a { color: var(--first); }
 .study h2 a { color: var(--text); }
 @media (max-width: 720px) { .charts, .study { grid-template-columns: 1fr; }

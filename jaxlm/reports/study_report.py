@@ -106,7 +106,8 @@ def write_study_report(folder: str | os.PathLike, study: StudyReport) -> pathlib
 
 
 def write_index(folder: str | os.PathLike, entries: Sequence[IndexEntry]) -> pathlib.Path:
-    """Writes `<folder>/index.html`: of each study its question, verdicts and first figure.
+    """Writes `<folder>/index.html`: of each study its question, claims and a figure: the
+    first of half a page's width, which is hardly shrunk here, or else the first.
 
     The page holds all it shows; it links to `<entry folder>/report.html`.
     """
@@ -115,12 +116,14 @@ def write_index(folder: str | os.PathLike, entries: Sequence[IndexEntry]) -> pat
         link = page.escape(f"{quote(pathlib.PurePath(entry['folder']).as_posix())}/{REPORT}")
         picture = ""
         if entry["figures"]:
-            svg = entry["figures"][0].svg(prefix=f"study-{place}-")
+            figures = sorted(entry["figures"], key=lambda figure: figure.wide)
+            svg = figures[0].svg(prefix=f"study-{place}-")
             picture = f'<a class="thumbnail" href="{link}" tabindex="-1">{svg}</a>'
         text = (
             page.paragraph(entry["name"], "muted")
             + f'<h2><a href="{link}">{page.escape(entry["question"])}</a></h2>'
             + f'<p class="verdicts">{_verdict_counts(entry["claims"])}</p>'
+            + _claim_list(entry["claims"])
         )
         cards.append(f'<div class="card study"><div>{text}</div>{picture}</div>')
     claims = [claim for entry in entries for claim in entry["claims"]]
@@ -160,6 +163,16 @@ def _verdict_counts(claims: Sequence[Claim]) -> str:
             text = page.escape(f"{mark} {count} {verdict}")
             parts.append(f'<span class="verdict {style}">{text}</span>')
     return " ".join(parts) or '<span class="muted">no claims</span>'
+
+
+def _claim_list(claims: Sequence[Claim]) -> str:
+    """The claims without their evidence, folded."""
+    items = []
+    for claim in claims:
+        style, mark = _VERDICTS[claim.verdict]
+        text = page.escape(claim.text)
+        items.append(f'<li><span class="verdict {style}">{mark}</span> {text}</li>')
+    return page.folded("The claims", f"<ul>{''.join(items)}</ul>") if items else ""
 
 
 def _claims(claims: Sequence[Claim]) -> list[str]:

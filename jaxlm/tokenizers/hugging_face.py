@@ -1,7 +1,7 @@
 """Byte-level BPE tokenizers of tokenizer.json and of GGUF files, in and out.
 
-A tokenizer that ours would not encode exactly alike is refused by name. What its post-processor
-adds, such as a token at the beginning of a text, is left to the caller.
+A tokenizer that ours would not encode exactly alike is refused by name. The token that it puts
+before every text is no part of the encoding: `usage_from_folder` tells of it, and callers add it.
 """
 
 import itertools
@@ -95,18 +95,36 @@ def tokenizer_from_gguf(fields: Mapping[str, Any], vocab_size: int, where: str) 
         raise ConfigError(f"{where}: malformed tokenizer ({error!r})") from None
 
 
-def usage_from_folder(folder: Path) -> dict[str, str]:
-    """The chat template and the names of special tokens in a folder, as far as it states them."""
+def usage_from_folder(folder: Path) -> dict[str, Any]:
+    """The chat template and the names of special tokens in a folder, as far as it states them.
+
+    And "add_bos_token", true where transformers puts the bos_token before every text.
+    """
     path, template = folder / USAGE_FILE, folder / "chat_template.jinja"
     found = read_json(path) if path.is_file() else {}
     if template.is_file():
         found["chat_template"] = read_text(template)
     # A token is its text, or in older files a dict that holds it.
     texts = {key: v.get("content") if isinstance(v, dict) else v for key, v in found.items()}
-    return {key: text for key in USAGE if isinstance(text := texts.get(key), str)}
+    usage: dict[str, Any] = {key: text for key in USAGE if isinstance(text := texts.get(key), str)}
+    document = folder / TOKENIZER_FILE
+    first = _put_first(read_json(document).get("post_processor")) if document.is_file() else None
+    if first is not None:
+        usage |= {"bos_token": first, "add_bos_token": True}
+    return usage
 
 
-def usage_from_gguf(fields: Mapping[str, Any]) -> dict[str, str]:
+def _put_first(processor: Any) -> str | None:
+    """The special token with which a post_processor begins every text."""
+    try:
+        parts = processor["processors"] if processor["type"] == "Sequence" else [processor]
+        templates = [part for part in parts if part["type"] == "TemplateProcessing"]
+        return templates[0]["single"][0]["SpecialToken"]["id"]
+    except (KeyError, IndexError, TypeError):  # it puts none there
+        return None
+
+
+def usage_from_gguf(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The same from the metadata of a GGUF file."""
     tokens, usage = fields.get("tokenizer.ggml.tokens", []), {}
     for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
@@ -115,20 +133,38 @@ def usage_from_gguf(fields: Mapping[str, Any]) -> dict[str, str]:
             usage[f"{key}_token"] = tokens[id]
     if isinstance(template := fields.get("tokenizer.chat_template"), str):
         usage["chat_template"] = template
+    if fields.get("tokenizer.ggml.add_bos_token") is True and "bos_token" in usage:
+        usage["add_bos_token"] = True
     return usage
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, usage: Mapping[str, str]) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, usage: Mapping[str, Any]) -> None:
     """Writes what transformers needs to make the tokenizer; errors as `tokenizer_json`.
 
     The folder is made if need be.
     """
     document = tokenizer_json(tokenizer)
+    bos = usage.get("bos_token") if usage.get("add_bos_token") else None
+    if bos in tokenizer.special_ids:
+        document["post_processor"] = _putting_first(bos, tokenizer.special_ids[bos])
     folder.mkdir(exist_ok=True)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, content in ((TOKENIZER_FILE, document), (USAGE_FILE, settings | dict(usage))):
         text = json.dumps(content, ensure_ascii=False, indent=1)
         (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _putting_first(token: str, id: int) -> dict[str, Any]:
+    special = {"SpecialToken": {"id": token, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [
+            *(special, {"Sequence": {"id": "A", "type_id": 0}}),
+            *(special, {"Sequence": {"id": "B", "type_id": 1}}),
+        ],
+        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
+    }
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxlm.core.config import ConfigError
+from jaxlm.core.config import MissingPackage
 from jaxlm.data.digits import NUM, read_digits
 
 
@@ -21,6 +21,6 @@ def test_images_are_scikit_learns_from_0_to_1():
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     read_digits.cache_clear()
-    with pytest.raises(ConfigError, match="pip install scikit-learn"):
+    with pytest.raises(MissingPackage, match="package scikit-learn: pip install"):
         read_digits()
     read_digits.cache_clear()

@@ -192,7 +192,7 @@ def test_one_program_serves_all_lengths_and_numbers():
 @pytest.mark.parametrize(
     "draft, options, message",
     [
-        (bigram(V)[0], {"num_drafted": 0}, "num_drafted=0 must be at least 1"),
+        (bigram(V)[0], {"num_drafted": 0}, "num_drafted=0 must be in 1..64"),
         (bigram(6)[0], {}, "draft has a vocabulary of 6, the model one of 13"),
         (bigram(V)[0]._replace(take_back=None), {}, "the draft cannot take back"),
         (bigram(V)[0], {"top_p": 2.0}, "top_p=2.0"),

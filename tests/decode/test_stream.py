@@ -6,8 +6,8 @@ import pytest
 
 from jaxlm.core import trees
 from jaxlm.decode import stream
-from jaxlm.decode.filters import SamplingConfig
 from jaxlm.decode.generate import generate
+from jaxlm.decode.prompts import traced_sampling
 from jaxlm.decode.stream import Streamer
 from jaxlm.models.transformer import TransformerConfig, build
 
@@ -38,7 +38,7 @@ def transformer(**options):
 
 
 def written(streamer, ids, seed=0, num_tokens=12, **sampling):
-    sampling = SamplingConfig(**sampling)
+    sampling = traced_sampling(transformer()[0], **sampling)
     options = {"num_tokens": num_tokens, "sampling": sampling}
     return list(streamer.stream(ids, jax.random.key(seed), **options))
 
@@ -96,7 +96,7 @@ def test_what_was_kept_changes_no_token_and_no_bit(length, monkeypatch):
 def test_an_answer_that_is_broken_off_leaves_it_whole():
     model, params = transformer()
     streamer = Streamer(model, params)
-    options = {"num_tokens": 9, "sampling": SamplingConfig(temperature=0.0)}
+    options = {"num_tokens": 9, "sampling": traced_sampling(model, temperature=0.0)}
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
     tokens = streamer.stream(ids, jax.random.key(0), **options)
     first = next(tokens)

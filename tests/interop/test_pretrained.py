@@ -156,6 +156,16 @@ def test_an_old_config_means_what_it_meant(folders, tmp_path):
     assert (cfg.norm_eps, cfg.rope_theta) == (1e-6, 10_000.0)
 
 
+def test_llama_3_s_scaling_is_read_from_the_old_key_too(folders, tmp_path):
+    cfg = load_weights(folders("llama 3")[1]).cfg
+    assert cfg.rope_scaling == (4.0, 1.0, 3.0, 40.0)
+    old = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0}
+    changes = {"rope_parameters": "removed", "rope_theta": 300.0, "rope_scaling": old}
+    folder = edited(folders("llama 3")[1], tmp_path / "old", **changes)
+    # Without a length of its own it is that of the config.
+    assert load_weights(folder).cfg.rope_scaling == (4.0, 1.0, 3.0, 32.0)
+
+
 def test_a_window_that_is_not_used_is_none(folders, tmp_path):
     """As in the config.json of Qwen2.5, which is older than layer_types."""
     changes = {"use_sliding_window": False, "sliding_window": 5, "max_window_layers": 1}
@@ -170,8 +180,29 @@ def test_a_window_that_is_not_used_is_none(folders, tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "neither scaled"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "neither scaled"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "low_freq_factor, high",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "beta": 1.0}},
+            "scaled as Llama 3's or not",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}},
+            "scaled as Llama 3's or not",
+        ),
+        (
+            "llama 3",
+            {
+                "rope_parameters": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 3}
+                | {"high_freq_factor": 3, "rope_theta": 5.0}
+            },
+            "low below high",
+        ),
         ("llama", {"mlp_bias": True}, "mlp_bias=True is a feature"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu' is a feature"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is a feature"),

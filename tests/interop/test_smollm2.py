@@ -1,5 +1,6 @@
 """SmolLM2-135M from the installed package, against transformers' own reading of the same file."""
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -10,14 +11,20 @@ import numpy as np
 import pytest
 import tiny_models
 
+from jaxlm.core import trees
 from jaxlm.core.config import ConfigError
 from jaxlm.data.batches import evaluation_batches, split_from_array
+from jaxlm.decode.filters import SamplingConfig
 from jaxlm.decode.generate import generate
+from jaxlm.decode.stream import Streamer
 from jaxlm.evals.perplexity import make_evaluator
-from jaxlm.interop import pretrained
+from jaxlm.interop import peft_files, pretrained
 from jaxlm.jobs.configs import read_config
 from jaxlm.jobs.sources import tokenizer_of_source
-from jaxlm.models import transformer
+from jaxlm.models import lora, transformer
+from jaxlm.models.lora import LoraConfig
+from jaxlm.tokenizers.chat import ASSISTANT, SYSTEM, USER, Message, chat_format
+from jaxlm.tokenizers.hugging_face import write_tokenizer
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "smollm2_135m.py"
 PROMPTS = ["The capital of France is", "def fibonacci(n):", "Once upon a time, there was a"]
@@ -133,6 +140,97 @@ def test_greedy_text_is_the_same_token_for_token(prompt, ours, theirs):
         )
     print(repr(tokenizer.decode(out.tokens[0])))
     assert out.tokens[0].tolist() == peer[0, len(ids) :].tolist()
+
+
+@pytest.mark.slow
+def test_greedy_text_is_the_same_however_it_is_made(ours):
+    """Alone with a cache, without one, batched with padding, and streamed."""
+    (cfg, params), tokenizer = ours
+    model, prompts = transformer.build(cfg), [tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert len({len(prompt) for prompt in prompts}) > 1  # so that some are padded
+    options = {"num_tokens": 24, "temperature": 0.0}
+    batched = generate(model, params, prompts, jax.random.key(0), **options).tokens.tolist()
+    alone = [
+        generate(model, params, [prompt], jax.random.key(0), **options).tokens[0].tolist()
+        for prompt in prompts
+    ]
+    assert batched == alone
+
+    rows = np.zeros((len(prompts), 64), np.int32)
+    ends = np.array([len(prompt) for prompt in prompts])
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[: len(prompt)] = prompt
+
+    @jax.jit
+    def next_tokens(params, rows, ends):
+        x = transformer.hidden(params, rows, cfg)[np.arange(len(rows)), ends - 1]
+        return transformer.unembed(params, x[:, None], cfg)[:, 0].argmax(-1)
+
+    for _ in range(24):
+        rows[np.arange(len(rows)), ends] = np.asarray(next_tokens(params, rows, ends))
+        ends = ends + 1
+    uncached = [row[end - 24 : end].tolist() for row, end in zip(rows, ends, strict=True)]
+    assert uncached == alone
+
+    streamer = Streamer(model, jax.jit(model.decoding_params)(params))
+    sampling = SamplingConfig(temperature=0.0)
+    streamed = [
+        list(streamer.stream(prompt, jax.random.key(0), num_tokens=24, sampling=sampling))
+        for prompt in prompts
+    ]
+    assert streamed == alone
+
+
+@pytest.mark.slow
+def test_a_conversation_has_the_ids_of_transformers(source, ours, tmp_path):
+    _, transformers = tiny_models.peers()
+    _, tokenizer = ours
+    usage = pretrained.load_usage(source)
+    write_tokenizer(tmp_path / "peer", tokenizer, usage)
+    peer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "peer")
+    chat = chat_format(tokenizer, usage, str)
+    talk = [Message(USER, "Who are you?"), Message(ASSISTANT, "Nobody."), Message(USER, "naïve 🙂")]
+    for start, system in ((0, []), (0, [Message(SYSTEM, "Be brief.")]), (2, [])):
+        messages = [*system, *talk[start:]]
+        want = peer.apply_chat_template(
+            [message._asdict() for message in messages],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        assert chat.encode(messages).tolist() == want
+    assert tokenizer.special_ids["<|im_end|>"] in chat.stop_ids
+
+
+@pytest.mark.slow
+def test_an_adapter_and_its_merge_leave_for_peft_and_transformers(
+    source, ours, theirs, logits, tmp_path
+):
+    peft = pytest.importorskip("peft")
+    torch, transformers = tiny_models.peers()
+    cfg, params = ours[0]
+    ids, before, _ = logits
+    chosen = LoraConfig(rank=4, alpha=8.0, targets=(lora.ALL,))
+    rng = np.random.default_rng(0)
+    adapters = trees.map_with_path(
+        lambda _, spec: np.float32(0.02 * rng.normal(size=spec.shape)),
+        lora.adapter_specs(transformer.param_specs(cfg), chosen),
+    )
+    merge = jax.jit(lora.merge, static_argnames="scaling")
+    merged = merge(params, adapters, lora.hyper_values(chosen), scaling=chosen.scaling)
+    mine = np.asarray(jax.jit(lambda p, x: transformer.forward(p, x, cfg))(merged, ids))
+    assert np.abs(mine - before).max() > 1
+
+    peft_files.save_adapters(tmp_path, cfg, chosen, adapters, str(source))
+    adapted = peft.PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path).eval()
+    apart = tiny_models.logits_of(adapted, ids)
+    del adapted
+    (tmp_path / "merged").mkdir()
+    pretrained.save_weights(tmp_path / "merged", cfg, merged)
+    reread = tiny_models.load(transformers.LlamaForCausalLM, tmp_path / "merged")
+    whole = tiny_models.logits_of(reread, ids)
+    for name, peers in (("peft", apart), ("transformers", whole)):
+        print(f"largest difference of logits from {name} {np.abs(mine - peers).max():.2e}")
+        np.testing.assert_allclose(peers, mine, atol=1e-3)
 
 
 @pytest.mark.slow

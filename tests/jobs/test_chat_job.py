@@ -16,7 +16,6 @@ from job_runs import LAUNCH, TIMEOUT_S
 
 from jaxlm.core import trees
 from jaxlm.decode import stream
-from jaxlm.decode.filters import SamplingConfig
 from jaxlm.interop import pretrained
 from jaxlm.jobs import chat
 from jaxlm.jobs.chat import Chat, pieces_until_stop
@@ -69,7 +68,7 @@ def run(talker):
 
 def make_chat(run, context=CONTEXT, num_tokens=12, **changes):
     format = chat_format(run.tokenizer, USAGE, datetime.datetime.now().strftime)
-    sampling = SamplingConfig(temperature=changes.pop("temperature", 1.0))
+    sampling = {"temperature": changes.pop("temperature", 1.0)}
     options = {"seed": 0, "system": None} | changes
     return Chat(run, format, context, sampling, num_tokens, **options)
 

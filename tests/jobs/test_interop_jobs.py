@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from jaxlm.core import trees
 from jaxlm.interop.pretrained import load_weights
 from jaxlm.jobs.setup import open_run
+from jaxlm.jobs.sources import prompt_ids
 from jaxlm.tokenizers import bpe_tokenizer
 from jaxlm.tokenizers.hugging_face import write_tokenizer
 
@@ -84,6 +85,16 @@ def test_an_imported_run_holds_the_weights_and_the_tokenizer(imported, source, t
     usage = json.loads((imported / "tokenizer_config.json").read_text())
     assert usage == {**USAGE, "model_max_length": 32}
     assert (run.step, run.corpus) == (0, None)
+
+
+def test_a_prompt_begins_as_the_source_s_texts_do(tokenizer):
+    first = tokenizer.special_ids[SPECIALS[0]]
+    usage = {"bos_token": SPECIALS[0], "add_bos_token": True}
+    ids = tokenizer.encode("the cat").tolist()
+    assert prompt_ids("the cat", tokenizer, usage).tolist() == [first, *ids]
+    assert prompt_ids(f"{SPECIALS[0]}the cat", tokenizer, usage).tolist() == [first, *ids]
+    for other in ({}, {"bos_token": SPECIALS[0]}, {"add_bos_token": True}):
+        assert prompt_ids("the cat", tokenizer, other).tolist() == ids
 
 
 def test_the_other_jobs_take_it(launch, imported, finished):

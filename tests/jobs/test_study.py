@@ -55,6 +55,7 @@ import pathlib
 
 import jax
 
+from jaxlm.core.config import MissingPackage
 from jaxlm.core.results import Row
 
 
@@ -66,6 +67,12 @@ def run_cell(cell):
     draws = jax.random.normal(jax.random.key(0), (cell["num_seeds"],)) + cell["shift"]
     at = {"shift": cell["shift"]}
     return [Row(at, seed, None, "draw", float(d), "1") for seed, d in enumerate(draws)]
+
+
+def resolve(cfg):
+    if "TOY_MISSING" in os.environ:
+        raise MissingPackage("pip install toys")
+    return cfg
 
 
 def measure(cfg):
@@ -141,3 +148,13 @@ def test_scale_config_and_all(study, tmp_path):
     assert "Is a draw of seed s above zero?" in (tmp_path / "runs/index.html").read_text()
     outcome = study("--config.num_seeds=4", "--workdir=runs/toy")
     assert outcome.returncode == 2 and "num_seeds: 3 -> 4" in outcome.stderr
+
+
+def test_all_leaves_out_a_study_whose_package_is_missing(study, tmp_path):
+    outcome = study("--workdir=runs", "--experiment=all", TOY_MISSING="1")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "left out  toy: pip install toys" in outcome.stdout and study.cells() == []
+    assert (tmp_path / "runs/index.html").exists()
+    outcome = study("--workdir=a", TOY_MISSING="1")
+    assert outcome.returncode == 2 and "pip install toys" in outcome.stderr
+    assert not (tmp_path / "a").exists()

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -103,3 +104,25 @@ def test_half_is_the_rotation_of_hugging_face_llama():
     for x, expected in zip((q, k), theirs, strict=True):
         ours = rotated(x.transpose(0, 2, 1, 3), np.arange(5), "half")
         np.testing.assert_allclose(ours, expected.numpy().transpose(0, 2, 1, 3), atol=1e-6)
+
+
+def test_llama_3_s_scaling_keeps_what_turns_often_and_slows_what_turns_seldom():
+    """By wavelengths, in float64, as the formula is written in Meta's code."""
+    head_dim, theta, factor, low, high, length = 32, 500.0, 8.0, 1.0, 4.0, 64
+    want, kinds = [], set()
+    for i in range(head_dim // 2):
+        frequency = theta ** (-2 * i / head_dim)
+        wavelength = 2 * math.pi / frequency
+        if wavelength < length / high:
+            kinds.add("kept")
+        elif wavelength > length / low:
+            frequency /= factor
+            kinds.add("slowed")
+        else:
+            smooth = (length / wavelength - low) / (high - low)
+            frequency = (1 - smooth) * frequency / factor + smooth * frequency
+            kinds.add("between")
+        want.append(frequency)
+    assert len(kinds) == 3
+    cos, sin = rope_angles(jnp.array([1]), head_dim, theta, (factor, low, high, length))
+    np.testing.assert_allclose(np.arctan2(sin, cos)[0], want, rtol=1e-5)

@@ -218,12 +218,12 @@ def test_cells_of_tables(value, text):
     assert study_report._cell(value) == text
 
 
-def test_the_index_leads_to_each_report_and_shows_its_first_figure(tmp_path):
+def test_the_index_leads_to_each_report_and_shows_a_figure_that_needs_no_shrinking(tmp_path):
     entries = [
         {"name": s, "question": f"Question of {s} {NASTY}", "claims": c, "figures": f, "folder": d}
         for s, c, f, d in (
             ("copy_task", claims(), [figure("same"), figure("unseen")], "copy_task"),
-            ("warmup", claims()[:1], [figure("same")], 'a b"c'),
+            ("warmup", claims()[:1], [figure("unseen", True), figure("same")], 'a b"c'),
             ("bare", [], [], "bare"),
         )
     ]
@@ -232,7 +232,8 @@ def test_the_index_leads_to_each_report_and_shows_its_first_figure(tmp_path):
     assert path == tmp_path / "index.html" and list(tmp_path.iterdir()) == [path]
     assert page.text.startswith(
         "3 studies 3 studies 5 claims: 3 supported, 1 not supported, 1 inconclusive copy_task "
-        f"Question of copy_task {NASTY} ✓ 2 supported ✗ 1 not supported ? 1 inconclusive"
+        f"Question of copy_task {NASTY} ✓ 2 supported ✗ 1 not supported ? 1 inconclusive "
+        f"The claims ✓ Copies at least nine in ten {NASTY} ✗ Copies all of them, which is wrong "
     )
     assert "no claims" in page.text
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]

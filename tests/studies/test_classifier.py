@@ -187,7 +187,7 @@ def test_each_claim_follows_its_number(places, change):
     ("changes", "message"),
     [
         ({"counts": (1, 2)}, "expected three"),
-        ({"counts": (1, 0, 2)}, "each at least 1"),
+        ({"counts": (1, 0, 2)}, "must be at least 1"),
         ({"num_layers": 3}, "must be even"),
         ({"soft_share": 1.5}, "soft_share=1.5"),
         ({"temperature": 0.0}, "temperature=0.0"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from compiling import quick_jit
 
 from experiments import heads as study
 from experiments.heads import MEAN, SCORES, ZERO, claims, costs, of_heads, plot, run, tables
+from experiments.texts import plays
 from jaxlm.analysis.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from jaxlm.core.config import ConfigError, apply_overrides, to_dict
 from jaxlm.core.params import count_params
@@ -123,6 +125,9 @@ def test_the_rows_of_a_cell():
         values = of_heads(results, name, 2)
         assert set(values) == {0, 1} and np.isfinite(list(values.values())).all()
     assert sorted(costs(results, 2)[0]) == [1, 2, 3, 4]
+    shown = "".join(row.fields["character"] for row in results.select("token").rows)
+    validation = plays().validation.take(np.arange(3))
+    assert shown == plays().tokenizer.decode(validation)
     maps = results.select("attention")
     assert len(maps.rows) == 4 * (1 + 2 + 3)  # heads, and places that are not in the future
     for (_, _, _), group in maps.by("layer", "head", "query").items():
@@ -142,7 +147,6 @@ def made_up(loss, cost, previous):
         wobble = 1 + 0.01 * math.sin(seed)
         for heads in cfg.num_heads:
             at = {"num_heads": heads}
-            rows.append(Row(at, None, None, "parameters", 100.0, "parameters"))
             for step in (2, 4):
                 rows.append(Row(at, seed, step, "loss", loss(heads) * wobble, "nats/token"))
             places = [(layer, head) for layer in range(2) for head in range(heads)]
@@ -165,22 +169,18 @@ def made_up(loss, cost, previous):
                 for name in SCORES:
                     value = previous(head) * wobble if name == "previous" else 0.1
                     rows.append(Row(named, seed, None, name, value, "share"))
+    for heads in (1, 2):
+        at = {"num_heads": heads}
+        rows.append(Row(at, None, None, "parameters", 100.0, "parameters"))
+        for q, k in itertools.combinations_with_replacement(range(3), 2):
+            where = {**at, "layer": 0, "head": 0, "query": k, "key": q}
+            rows.append(Row(where, 0, None, "attention", 1 / (k + 1), "share"))
         rows += [
-            Row(
-                {"num_heads": heads, "layer": 0, "head": 0, "query": q, "key": k},
-                0,
-                None,
-                "attention",
-                1 / (q + 1),
-                "share",
-            )
-            for heads in (1, 2)
-            for q in range(3)
-            for k in range(q + 1)
-            if seed == 0
+            Row({**at, "query": q, "character": c}, 0, None, "token", 7.0, "id")
+            for q, c in enumerate("a b")
         ]
-    unique = {(*map(str, row[:4]),): row for row in rows}
-    return Results(study="heads", config=to_dict(cfg), rows=tuple(unique.values()))
+    rows.append(Row({"num_heads": 4}, None, None, "parameters", 100.0, "parameters"))
+    return Results(study="heads", config=to_dict(cfg), rows=tuple(rows))
 
 
 def test_verdicts_when_all_is_as_claimed():
@@ -191,6 +191,7 @@ def test_verdicts_when_all_is_as_claimed():
     results = made_up(lambda heads: 2.0 if heads == 1 else 1.8, cost, lambda head: 0.9 - 0.5 * head)
     assert [claim.verdict for claim in claims(results)] == [SUPPORTED] * 9
     assert all(figure.svg().startswith("<svg") for figure in plot(results))
+    assert plot(results)[2].content.row_labels == ("a", "\N{MIDDLE DOT}", "b")
     by_heads, of_some = tables(results)
     assert [row[0] for row in by_heads.rows] == [1, 2, 4]
     assert [row[:2] for row in of_some.rows] == [[1, 1], [1, 2], [2, 1], [2, 2]]

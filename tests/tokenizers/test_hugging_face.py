@@ -17,6 +17,9 @@ from jaxlm.tokenizers.hugging_face import (
     read_tokenizer_json,
     tokenizer_from_gguf,
     tokenizer_json,
+    usage_from_folder,
+    usage_from_gguf,
+    write_tokenizer,
 )
 from jaxlm.tokenizers.pretokens import PATTERNS
 
@@ -342,6 +345,41 @@ def test_fields_that_make_no_tokenizer_are_refused(changes, message, documents):
     with pytest.raises(ConfigError) as refused:
         tokenizer_from_gguf(fields, V, "x.gguf")
     assert message in str(refused.value) and "x.gguf" in str(refused.value)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_token_before_every_text_is_told_of_and_written_out_again(nested, documents, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    bos = SPECIALS[1]
+    id = documents["gpt2"]["model"]["vocab"].get(bos, V - 2)
+    first = tokenizers.processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, id)])
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(documents["gpt2"]))
+    byte_level = tokenizers.processors.ByteLevel(trim_offsets=False)
+    theirs.post_processor = tokenizers.processors.Sequence([byte_level, first]) if nested else first
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    usage = usage_from_folder(tmp_path)
+    assert usage == {"bos_token": bos, "add_bos_token": True}
+    ours = read_tokenizer_json(tmp_path)
+    write_tokenizer(tmp_path / "out", ours, usage)
+    peer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
+    for text in VARIED[1:4]:
+        want = theirs.encode(text).ids
+        assert want == [ours.special_ids[bos], *ours.encode(text)]
+        assert peer(text)["input_ids"] == want
+    assert usage_from_folder(tmp_path / "out") == usage
+
+
+def test_without_such_a_token_there_is_no_word_of_it(documents, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(documents["gpt2"]))
+    assert usage_from_folder(tmp_path) == {}
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_gguf_tells_of_it_too(adds, documents):
+    fields = gguf_fields(documents["gpt2"], "gpt-2") | {"tokenizer.ggml.bos_token_id": 5}
+    usage = usage_from_gguf(fields | {"tokenizer.ggml.add_bos_token": adds})
+    assert usage.pop("add_bos_token", False) is adds
+    assert usage == {"bos_token": fields["tokenizer.ggml.tokens"][5]}
 
 
 @pytest.mark.parametrize("rows", [V - 1, V + 2000])
