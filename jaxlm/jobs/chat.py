@@ -4,10 +4,11 @@ import codecs
 import contextlib
 import dataclasses
 import datetime
+import io
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -114,7 +115,7 @@ class Chat:
         self.messages = list(self.start)
         self.num_dropped, self.num_read, self.cut = 0, 0, False
 
-    def reply(self, text: str) -> Iterator[str]:
+    def reply(self, text: str) -> Generator[str]:
         """Yields the text that each id of the answer adds, whole characters and perhaps none.
 
         When it is closed before the end, what came so far stays as the answer.
@@ -206,7 +207,8 @@ def answer(chat: Chat, text: str) -> None:
 
 def lines_of_user() -> Iterator[str]:
     """What is typed, or comes through a pipe, a message a line."""
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # and not what a test has put there
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin)
         return
