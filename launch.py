@@ -45,6 +45,7 @@ _FLAGS = [
         "checkpoint", "newest", "evaluate, export, sample, chat, inspect: newest, best."
     ),
     flags.DEFINE_string("topology", "local", "compile: for what; local, or a slice as v5e:4x4."),
+    flags.DEFINE_bool("plan", False, "compile: find micro-batch, remat and mesh."),
     flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
     flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
     flags.DEFINE_string(

@@ -16,7 +16,7 @@ from jaxlm.core import trees
 class Chip(NamedTuple):
     """One JAX device. link_bytes_per_s: to its neighbours, one way, all links together."""
 
-    memory_bytes: float
+    memory_bytes: int
     memory_bytes_per_s: float
     link_bytes_per_s: float
 

@@ -32,6 +32,7 @@ BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their
 
 # Flags that only some jobs read, "submit" being that of --launcher.
 READ_BY = {
+    "prompt": ("sample", "explain"),
     **dict.fromkeys(
         (
             *("num_tokens", "temperature", "top_k", "top_p", "min_p"),
@@ -39,7 +40,6 @@ READ_BY = {
         ),
         ("chat", "sample"),
     ),
-    "prompt": ("explain", "sample"),
     **dict.fromkeys(("system", "context"), ("chat",)),
     **dict.fromkeys(
         (
@@ -54,7 +54,7 @@ READ_BY = {
     "source": ("import",),
     "target": ("explain", "export"),
     "format": ("export",),
-    "topology": ("compile",),
+    **dict.fromkeys(("topology", "plan"), ("compile",)),
     "shrink": ("check_layouts",),
     "seed": ("chat", "sample", "verify_resume"),
     **dict.fromkeys(("kills", "steps"), ("verify_resume",)),

@@ -2,7 +2,8 @@
 
 Says whether it fits, what lies where, what is sent, and the least time a step can take. For TPUs
 that are not there (--topology=v5e:4x4) the compiler is that of the libtpu package, which runs on
-any machine; --topology=local compiles for what is here.
+any machine; --topology=local compiles for what is here. With --plan, the micro-batch, remat and
+mesh with which the step is fastest among those that fit.
 """
 
 import dataclasses
@@ -11,69 +12,147 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
-from jaxlm.analysis import flops, roofline
+from jaxlm.analysis import flops
 from jaxlm.analysis.hlo import Collective, collectives
 from jaxlm.core import params as params_lib
-from jaxlm.core import trees
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import Batch
-from jaxlm.jobs import Launch
+from jaxlm.jobs import Launch, plan
 from jaxlm.jobs.configs import launch_config
+from jaxlm.jobs.devices import memory_of
+from jaxlm.jobs.memory_table import (
+    compiled_bytes,
+    show_compiled,
+    show_held,
+    show_nearest,
+    show_state,
+)
 from jaxlm.jobs.setup import backends_of, layout_of
-from jaxlm.jobs.train import flops_per_token
 from jaxlm.models import kinds
+from jaxlm.models.backends import Choice
 from jaxlm.reports.tables import print_table
 from jaxlm.train.config import RunConfig
-from jaxlm.train.layouts import Layout, weight_of
+from jaxlm.train.estimates import flops_per_token, platform_of
+from jaxlm.train.layouts import Layout
 from jaxlm.train.program import PlacedProgram, hyper_values, place_program
+from jaxlm.train.state import TrainState
 
 # The name of a slice with so many chips, as a TPU machine has it in its environment: versions 4
 # and 5p count cores, two a chip.
 SLICES = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
+MOST_COMPILED = 3  # candidates of a plan
 
 
 class DoesNotFitError(Exception):
-    """The compiler found no place for what the program holds at once; the message is its count."""
+    """The compiler found no place for what the program holds at once; the message is its count.
+
+    needed: bytes of a device, where the count says so.
+    """
+
+    def __init__(self, message: str, needed: int | None):
+        super().__init__(message)
+        self.needed = needed
 
 
 def main(launch: Launch) -> int:
-    topology = launch.flags.topology
-    devices = topology_devices(topology)
+    devices = topology_devices(launch.flags.topology)
     cfg, name = launch_config(launch)
     cfg = with_some_vocabulary(cfg)
     if cfg.train.parallel == "pmap":
         raise ConfigError(f"{FLAG}train.parallel=pmap: only jit is compiled ahead")
-    model = kinds.build(cfg.model)
-    layout = layout_of(cfg, model.specs, devices)
-    backends = backends_of(cfg, layout, devices[0].platform)
-    token_bytes = np.ones(cfg.model.vocab_size, np.int32)
-    program = place_program(cfg, token_bytes, layout, hyper_values(cfg), **backends.options)
-    print(f"config    {name}: {params_lib.count_params(model.specs):,} parameters")
+    specs = kinds.param_specs(cfg.model)
+    layout = layout_of(cfg, specs, devices)
+    limit = memory_of(layout)
+    backends = backends_of(cfg, layout, platform_of(layout))
+    attention = backends.attention
+    print(f"config    {name}: {params_lib.count_params(specs):,} parameters")
     kind = devices[0].device_kind
     print(f"devices   {layout.mesh.size} of {len(devices)} {kind}: {layout.description}")
     print(f"attention {backends}", flush=True)
+    if launch.flags.plan:
+        return show_plan(cfg, devices, limit, attention)
+    program = program_of(cfg, layout, attention)
     print()
-    show_state(program)
+    show_state(program.state)
     print()
+    held = plan.held_by(cfg, layout, program.state, attention)
+    show_held(held, limit)
     started = time.perf_counter()
     try:
         compiled = compile_step(cfg, program)
     except DoesNotFitError as error:
         print(f"does not fit: {error}")
+        show_nearest(cfg, devices, limit, attention, held.total)
         return 1
     print(f"compiled in {time.perf_counter() - started:.0f} s")
-    fits = show_memory(compiled.memory_analysis(), roofline.chip_of(kind))
-    sent = collectives_of(compiled, cfg.train.steps_per_call)
+    fits = show_compiled(compiled.memory_analysis(), limit)
     print()
-    show_bound(cfg, layout, program, sent, kind)
+    sent = collectives_of(compiled, cfg.train.steps_per_call)
+    show_bound(cfg, layout, program.state, sent, attention)
+    if not fits:
+        show_nearest(cfg, devices, limit, attention, held.total)
     return 0 if fits else 1
+
+
+def program_of(cfg: RunConfig, layout: Layout, attention: Choice | None) -> PlacedProgram:
+    """The training program for the devices of a layout; no text is read."""
+    backends = backends_of(cfg, layout, platform_of(layout), attention)
+    token_bytes = np.ones(cfg.model.vocab_size, np.int32)
+    return place_program(cfg, token_bytes, layout, hyper_values(cfg), **backends.options)
+
+
+def show_plan(
+    cfg: RunConfig, devices: Sequence[Any], limit: int | None, attention: Choice | None
+) -> int:
+    """Compiles the candidates that our count has first, until one fits; 1 if none does.
+
+    limit: bytes of a device; None where that is not known.
+    """
+    found = plan.candidates(cfg, devices, attention)
+    own = next(each for each in found if each.cfg == cfg)
+    fit = sum(limit is None or each.held.total <= limit for each in found)
+    print(f"plan      {len(found):,} ways to run a step, of which {fit:,} fit by our count")
+    print(f"\nas it is: {own.description}")
+    show_held(own.held, limit)
+    most = limit
+    for _ in range(MOST_COMPILED):
+        best = plan.fastest(found, most)
+        if best is None:
+            break
+        found.remove(best)
+        print(f"\ncandidate: {best.description}")
+        show_held(best.held, limit)
+        needed = compile_candidate(best, limit, attention)
+        if limit is None or needed <= limit:
+            flags = plan.changes(cfg, best.cfg)
+            print(f"\n{'to change ' + ' '.join(flags) if flags else 'nothing to change'}")
+            return 0
+        # Our count is too small by as much; the next must fit with that to spare.
+        most = min(most, limit * best.held.total / max(needed, 1.02 * best.held.total))
+    print(f"\nno plan found: {plan.NOTHING_FITS}")
+    return 1
+
+
+def compile_candidate(best: plan.Candidate, limit: int | None, attention: Choice | None) -> float:
+    """Prints what the compiler says; bytes of a device, infinite where it says no number."""
+    program, started = program_of(best.cfg, best.layout, attention), time.perf_counter()
+    try:
+        compiled = compile_step(best.cfg, program)
+    except DoesNotFitError as error:
+        print(f"does not fit: {error}")
+        return error.needed or math.inf
+    print(f"compiled in {time.perf_counter() - started:.0f} s")
+    show_compiled(compiled.memory_analysis(), limit)
+    sent = collectives_of(compiled, best.cfg.train.steps_per_call)
+    show_bound(best.cfg, best.layout, program.state, sent, attention)
+    return compiled_bytes(compiled.memory_analysis())
 
 
 def collectives_of(compiled: Any, num_steps: int) -> dict[str, Collective] | None:
@@ -146,85 +225,40 @@ def compile_step(cfg: RunConfig, program: PlacedProgram) -> Any:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFitError(out_of_memory(str(error))) from None
+        raise DoesNotFitError(*out_of_memory(str(error))) from None
 
 
-def out_of_memory(message: str) -> str:
-    """ "needs 19.71G, has 15.75G" out of the compiler's message, else its first line."""
-    amount = r"([\d.]+[KMGT]?)"
-    if found := re.search(rf"temporaries \({amount}\) exceeds available HBM \({amount}\)", message):
-        return f"needs {found[1]} for temporaries, has {found[2]}"
-    found = re.search(rf"Used {amount} of {amount}", message)
-    return f"needs {found[1]}, has {found[2]}" if found else message.splitlines()[0]
+def out_of_memory(message: str) -> tuple[str, int | None]:
+    """The compiler's message as "needs 19.71G, has 15.75G" and the bytes needed.
 
-
-def show_memory(sizes: Any, chip: roofline.Chip | None) -> bool:
-    """Prints what a compiled program takes of a device, by its own account. Is there as much?"""
-    parts = {
-        "the state and a batch": sizes.argument_size_in_bytes,
-        "results beside it": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-        "activations, gradients and other temporaries": sizes.temp_size_in_bytes,
-        "the program": sizes.generated_code_size_in_bytes,
+    Of another message the first line, and None.
+    """
+    amount = r"([\d.]+)([KMGT]?)"
+    counts = {
+        "needs {} for temporaries, has {}": "temporaries \\({}\\) exceeds available HBM \\({}\\)",
+        "needs {}, has {}": "Used {} of {}",
     }
-    needed = sum(parts.values())
-    fits = chip is None or needed <= chip.memory_bytes
-    room = f" of {chip.memory_bytes / 2**20:,.0f}" if chip else ""
-    inside = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in parts.items())
-    print(f"{'fits' if fits else 'does not fit'}: {needed / 2**20:,.1f}{room} MiB a device")
-    print(f"  {inside}")
-    return fits
-
-
-def device_bytes(leaf: Any) -> int:
-    """What one device holds of an array."""
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-
-def show_state(program: PlacedProgram) -> None:
-    """Prints the weights, how each is split, and what one device holds of it."""
-    weights = trees.flatten(program.state.params)
-    held = dict.fromkeys(weights, 0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(program.state.opt_state):
-        name = weight_of(path, leaf.shape, weights)
-        if name is not None:
-            held[name] += device_bytes(leaf)
-    rows = [["weight", "shape", "split over", "MiB a device", "its optimizer's"]]
-    for path, leaf in weights.items():
-        split = ["+".join(_mesh_axes(leaf.sharding, part)) or "-" for part in leaf.sharding.spec]
-        here = (device_bytes(leaf), held[path])
-        rows.append([path, str(list(leaf.shape)), " ".join(split), *map(_mebibytes, here)])
-    total = (sum(map(device_bytes, weights.values())), sum(held.values()))
-    rows.append(["all", "", "", *map(_mebibytes, total)])
-    frozen = sum(map(device_bytes, jax.tree.leaves(program.state.frozen)))
-    if frozen:
-        rows.append(["frozen weights", "", "", _mebibytes(frozen), ""])
-    print_table(rows, left=True)
-
-
-def _mesh_axes(where: NamedSharding, part: Any) -> list[str]:
-    """The mesh axes over which a dimension is really split: those of more than one device."""
-    names = [] if part is None else [part] if isinstance(part, str) else part
-    return [name for name in names if where.mesh.shape[name] > 1]
-
-
-def _mebibytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.2f}"
+    for says, pattern in counts.items():
+        if found := re.search(pattern.format(amount, amount), message):
+            needs, unit, has, other = found.groups()
+            size = float(needs) * 1024 ** " KMGT".index(unit or " ")
+            return says.format(needs + unit, has + other), int(size)
+    return message.splitlines()[0], None
 
 
 def show_bound(
     cfg: RunConfig,
     layout: Layout,
-    program: PlacedProgram,
+    state: TrainState,
     sent: dict[str, Collective] | None,
-    kind: str,
+    attention: Choice | None,
 ) -> None:
     """Prints what a step computes, reads and sends, and the least time that it can take.
 
     sent: None where it is not known; it then counts for nothing.
     """
-    model = kinds.build(cfg.model)
     tokens = cfg.data.batch_size * cfg.model.context_length
-    cost = flops_per_token(cfg, model)
+    cost = flops_per_token(cfg)
     print(
         f"a step of {tokens:,} tokens: {cost.full * tokens / 1e12:,.2f} TFLOP, "
         f"{cost.causal * tokens / 1e12:,.2f} with causal attention"
@@ -235,14 +269,12 @@ def show_bound(
         rows = [[k, f"{c.count:,}", f"{c.num_bytes / 1e6:,.1f}"] for k, c in sent.items()]
         rows = rows or [["no collectives", "", ""]]
         print_table([["a device in a step", "number", "MB"], *rows])
-    chip = roofline.chip_of(kind)
-    peak = flops.peak_flops(kind, "bfloat16")
-    if chip is None or peak is None:
+    kind = layout.mesh.devices.flat[0].device_kind
+    alone = plan.least_time(cfg, layout, state, sent or {}, attention, kind)
+    if alone is None:
         print(f"{kind}: its speed is not known, so no bound on the time of a step")
         return
-    work = work_of_device(cfg, layout, program, cost.causal * tokens, sent or {})
-    alone = roofline.bound(work, chip, peak)
-    least = max(alone)
+    least, peak = max(alone), flops.peak_flops(kind, "bfloat16")
     print(
         f"at least {least * 1e3:.1f} ms a step: arithmetic {alone.compute_s * 1e3:.1f}, memory "
         f"{alone.memory_s * 1e3:.1f}, network {alone.network_s * 1e3:.1f} ms if each were alone"
@@ -254,35 +286,3 @@ def show_bound(
     )
     if cfg.model.dtype != "bfloat16":
         print(f"model.dtype={cfg.model.dtype} is slower than that: the peak is of bfloat16")
-
-
-def work_of_device(
-    cfg: RunConfig,
-    layout: Layout,
-    program: PlacedProgram,
-    step_flops: float,
-    sent: dict[str, Collective],
-) -> roofline.Work:
-    """Our own count for a step: XLA's counts the body of a loop once and a kernel not at all."""
-    again, model = cfg.model.remat == "full", kinds.build(cfg.model)
-    parts = {
-        axis: layout.mesh.shape["tensor"]
-        for axis, mesh_axes in layout.tables.weights.items()
-        if "tensor" in mesh_axes
-    }
-    products = roofline.product_bytes(
-        model.specs,
-        "embed" in model.head,
-        tokens=cfg.data.batch_size * cfg.model.context_length // layout.num_rows,
-        width=jnp.dtype(cfg.model.dtype).itemsize,
-        products=4 if again else 3,
-        parts=parts,
-    )
-    held = jax.tree.leaves((program.state.params, program.state.opt_state))
-    gradient = sum(map(device_bytes, jax.tree.leaves(program.state.params)))
-    return roofline.Work(
-        flops=step_flops * (4 / 3 if again else 1) / layout.mesh.size,
-        # The optimizer reads and writes the state, and reads a gradient that was written.
-        memory_bytes=products + 2 * sum(map(device_bytes, held)) + 2 * gradient,
-        sent_bytes=roofline.sent_bytes(sent),
-    )

@@ -1,11 +1,14 @@
-"""How a job divides the machine's processor."""
+"""How a job divides the machine's processor, and what memory the devices have."""
 
 import os
 
 import jax
 
+from jaxlm.analysis import roofline
 from jaxlm.core.config import ConfigError
+from jaxlm.io import host_memory
 from jaxlm.jobs.long_texts import num_cores
+from jaxlm.train.layouts import Layout
 
 
 def one_cpu_device_per_core() -> None:
@@ -39,3 +42,24 @@ def force_cpu_devices(number: int) -> None:
             f"{number} devices of the CPU are needed, there are {jax.device_count()}: leave "
             "xla_force_host_platform_device_count out of XLA_FLAGS"
         )
+
+
+def memory_of(layout: Layout) -> int | None:
+    """Bytes that a program may take on each device of a layout; None where it is not known.
+
+    On a CPU what the host has free, in equal parts; of accelerators what their runtime says is
+    free, and of chips that are not here what such have.
+    """
+    devices = list(layout.mesh.devices.flat)
+    mine = [d for d in devices if d.process_index == jax.process_index()] or devices
+    if mine[0].platform == "cpu":
+        free = host_memory.free_bytes()
+        return None if free is None else free // len(mine)
+    try:
+        stats = mine[0].memory_stats() or {}
+    except jax.errors.JaxRuntimeError:
+        stats = {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    chip = roofline.chip_of(mine[0].device_kind)
+    return chip and chip.memory_bytes

@@ -99,6 +99,15 @@ def largest(number: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
+def leave(code: int) -> int:
+    """`code`, for a process that fails alone; of several it ends here, without the others."""
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
 @contextlib.contextmanager
 def end_together() -> Iterator[None]:
     """Where one of several processes fails, the others learn of it at once and say so in a line.
@@ -120,8 +129,7 @@ def end_together() -> Iterator[None]:
         else:
             line, code = traceback.format_exc(), 1
         print(f"launch.py: {line}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(code)
+        leave(code)
 
 
 _AGAIN = "start all of them again to go on from the last checkpoint"

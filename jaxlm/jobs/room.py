@@ -40,13 +40,19 @@ def check_memory(cfg: RunConfig, specs: dict[str, Any], num_devices: int = 1) ->
     """
     if jax.default_backend() == "cpu":
         num_devices = 1  # all of them share the machine's
-    number, batch = count_params(specs), (cfg.data.batch_size, cfg.model.context_length)
+    number = count_params(specs)
     require_room(
         8 * number,
         (device_bytes() or 0) * num_devices,
         f"{FLAG}model: its {number:,} weights with their gradients",
         "lower num_layers, d_model or d_ff",
     )
+    check_batches(cfg)
+
+
+def check_batches(cfg: RunConfig) -> None:
+    """Raises ConfigError where the machine's memory could not hold the batches of a call."""
+    batch = (cfg.data.batch_size, cfg.model.context_length)
     require_room(
         12 * cfg.train.steps_per_call * math.prod(batch),
         host_bytes() or 0,
@@ -75,6 +81,6 @@ def low_disk(folder: pathlib.Path, needed: int, what: str) -> str | None:
     if free >= needed:
         return None
     return (
-        f"disk      low: {free / MIB:,.0f} MiB free in {folder}, {what}: {needed / MIB:,.0f} MiB; "
+        f"disk      low: {free / MIB:,.1f} MiB free in {folder}, {what}: {needed / MIB:,.1f} MiB; "
         "make room, or keep fewer (train.keep_last, train.keep_best)"
     )

@@ -127,13 +127,17 @@ class Backends(NamedTuple):
 
 
 def backends_of(
-    cfg: RunConfig, layout: Layout | None = None, platform: str | None = None
+    cfg: RunConfig,
+    layout: Layout | None = None,
+    platform: str | None = None,
+    choice: Choice | None = None,
 ) -> Backends:
     """What a run of this config trains and is evaluated with, on this device.
 
     Args:
       layout: of the devices that it runs on; None: one.
       platform: cpu, gpu or tpu; None: what is here.
+      choice: of attention, where it has been made for this model.
     Raises:
       ConfigError: the one it names cannot do what the model needs, or not here.
     """
@@ -145,7 +149,7 @@ def backends_of(
             )
         return Backends({"linear": choose_linear(platform)}, None)
     try:
-        choice = choose_attend(name, cfg.model, segments=segments, platform=platform)
+        choice = choice or choose_attend(name, cfg.model, segments=segments, platform=platform)
     except ValueError as error:
         raise ConfigError(f"{FLAG}train.attention={name}: {error}") from None
     attend = choice.attend

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.analysis import flops
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError, diff
 from jaxlm.data.batches import batch_at, num_windows
 from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
-from jaxlm.jobs import Launch, bad_steps, processes
+from jaxlm.jobs import Launch, bad_steps, preflight, processes
 from jaxlm.jobs.configs import launch_config
+from jaxlm.jobs.devices import memory_of
 from jaxlm.jobs.profiler import Profiler
 from jaxlm.jobs.recorder import (
     METRICS_FILE,
@@ -29,7 +29,7 @@ from jaxlm.jobs.recorder import (
     Recorder,
     sample_request,
 )
-from jaxlm.jobs.room import check_memory
+from jaxlm.jobs.room import check_batches, low_disk, state_bytes
 from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Backends,
@@ -45,17 +45,24 @@ from jaxlm.jobs.setup import (
     with_vocabulary,
 )
 from jaxlm.jobs.sources import USAGE_FILE, open_base, tokenizer_of_source, usage_of_source
-from jaxlm.models import kinds, lora
+from jaxlm.models import kinds
 from jaxlm.models.api import LanguageModel
 from jaxlm.models.lora import LoraConfig
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import load_tokenizer, save_tokenizer
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
+from jaxlm.train.estimates import flops_per_token
 from jaxlm.train.layouts import Layout
 from jaxlm.train.loop import run_loop
 from jaxlm.train.passed_over import Ranges, batch_number, num_passed, pass_over
-from jaxlm.train.program import hyper_values, make_program, place_program, trained_specs
+from jaxlm.train.program import (
+    PlacedProgram,
+    hyper_values,
+    make_program,
+    place_program,
+    trained_specs,
+)
 from jaxlm.train.state import TrainState
 
 SCHEDULE_FILE = "schedule.json"
@@ -85,7 +92,13 @@ def main(launch: Launch) -> int:
     layout = layout_of(cfg, kinds.param_specs(cfg.model))
     backends = backends_of(cfg, layout)
     model = kinds.build(cfg.model, **backends.options, **layout.functions)
-    check_memory(cfg, trained_specs(cfg, model.specs), layout.mesh.size)
+    trained_specs(cfg, model.specs)  # refuses what cannot be adapted
+    check_batches(cfg)
+    program = program_of(cfg, data, layout, backends, hypers)
+    limit, attention = memory_of(layout), backends.attention
+    done = saved is not None and finished(folder, cfg) is not None
+    if not (done or preflight.has_room(cfg, layout, program, attention, limit)):
+        return 2
     base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
     if jax.process_count() > 1 and (folder is None or cfg.train.parallel == "pmap"):
         what = "--workdir must be given" if folder is None else "train.parallel must be jit"
@@ -119,11 +132,36 @@ def main(launch: Launch) -> int:
             print(f"devices   {layout.mesh.size} of {jax.device_count()}: {layout.description}")
         try:
             return _train(
-                cfg, folder, own, data, model, backends, layout, hypers, base, found, started
+                cfg,
+                folder,
+                own,
+                data,
+                model,
+                backends,
+                layout,
+                program,
+                hypers,
+                base,
+                found,
+                started,
             )
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
+        except jax.errors.JaxRuntimeError as error:
+            if not preflight.ran_out(error):
+                raise
+            preflight.explain(error, folder, cfg, layout, program, attention, limit)
+            return processes.leave(2)
+
+
+def program_of(
+    cfg: RunConfig, data: Data, layout: Layout, backends: Backends, hypers: dict[str, float]
+) -> PlacedProgram:
+    """The run's own program on its devices."""
+    pmap = cfg.train.parallel == "pmap"  # in which nothing is split any more
+    options = backends.on_one_device if pmap else backends.options
+    return place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
 
 
 def check_source(cfg: RunConfig) -> None:
@@ -198,7 +236,7 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
             f"rank {cfg.lora.rank} on {', '.join(cfg.lora.targets)}, alpha {cfg.lora.alpha:g}, "
             f"{cfg.lora.scaling}; the {params_lib.count_params(model.specs):,} above are frozen"
         )
-    cost = flops_per_token(cfg, model)
+    cost = flops_per_token(cfg)
     print(
         f"cost      {cost.full / 1e6:.2f} MFLOP a token ({cost.causal / 1e6:.2f} with causal "
         f"attention); {cfg.train.num_steps:,} steps of {cfg.data.batch_size} x "
@@ -209,22 +247,6 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
     print(f"optimizer {cfg.optim.name}, {cfg.optim.schedule}; learning rate by step: {steps}")
 
 
-def flops_per_token(cfg: RunConfig, model: LanguageModel) -> flops.TrainFlops:
-    """Training FLOPs a token by both conventions.
-
-    With adapters, a matrix that has none takes no gradient: its third product, 2 FLOPs a
-    parameter, is not counted. Nor is merging, which a step does once for all its tokens.
-    """
-    N, H, Dh = cfg.model.attention
-    matmul = flops.matmul_params(model.specs, "embed" in model.head)
-    cost = flops.train_flops_per_token(matmul, N, cfg.model.context_length, H, Dh)
-    if cfg.lora.rank is None:
-        return cost
-    targets = lora.target_specs(model.specs, cfg.lora.targets)
-    left_out = 2 * (matmul - params_lib.count_params(targets))
-    return flops.TrainFlops(full=cost.full - left_out, causal=cost.causal - left_out)
-
-
 def _train(
     cfg: RunConfig,
     folder: pathlib.Path,
@@ -233,16 +255,12 @@ def _train(
     model: LanguageModel,
     backends: Backends,
     layout: Layout,
+    program: PlacedProgram,
     hypers: dict[str, float],
     base: TrainedRun | None,
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    options = backends.options
-    if cfg.train.parallel == "pmap":  # in which nothing is split any more
-        options = backends.on_one_device
-    program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
-
     def begin(found, base=None):
         if found is not None:
             path, manifest = found
@@ -284,6 +302,11 @@ def _train(
         sizes["steps_per_call"] = 1
         return loop(state, start=max(first, edge), num_steps=step, **sizes)
 
+    size = state_bytes(program.state.replace(frozen={}))
+    kept = cfg.train.keep_last + cfg.train.keep_best + 1  # one more while it is written
+    more = kept - len(list((folder / checkpoints.FOLDER).glob("step_*")))
+    if line := low_disk(folder, more * size, f"{more} more checkpoints"):
+        print(line)
     print(f"compiled  so far {compile_cache.counts()}")
     with (
         Recorder(cfg, folder, own, data, model, layout, hypers, start, started) as recorder,
@@ -320,9 +343,7 @@ def _train(
             print(f"stopped   by {recorder.signal.name}; the run is saved, go on with:")
             print(f"          python launch.py --workdir={folder}")
             return 128 + recorder.signal
-    summary = recorder.write_summary(
-        params_lib.count_params(program.specs), flops_per_token(cfg, model)
-    )
+    summary = recorder.write_summary(params_lib.count_params(program.specs), flops_per_token(cfg))
     print(f"result    {result_line(summary)}")
     if not processes.is_writer():
         return 0
@@ -343,7 +364,8 @@ def examine_bad_step(
     bad = recorder.bad
     recorder.note(f"bad step  {bad.step}: {bad.problem}")
     if jax.process_count() > 1:
-        return  # op by op, every one of them would have to run the same
+        recorder.note("          not looked into: of several processes none can run it op by op")
+        return
     step = make_program(cfg, data.tokenizer.token_bytes, **backends.on_one_device).step
     number = batch_number(bad.step - 1, recorder.passed_over)
     for line in bad_steps.examine(cfg, folder, data, step, replay(bad.step - 1), bad, number):

@@ -346,11 +346,17 @@ def _angles(positions, cfg):
     return rope_angles(positions, cfg.sizes.Dh, cfg.rope_theta, cfg.rope_scaling)
 
 
+def with_remat(run_block: Callable, remat: str) -> Callable:
+    """`run_block`, whose backward pass computes again what `TransformerConfig.remat` says."""
+    if remat == "none":
+        return run_block
+    policies = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
+    return jax.checkpoint(run_block, policy=policies[remat])
+
+
 def _scan_blocks(x, params, cfg, run_block, per_layer, unroll=None):
     """Scans `run_block(x, w, part of per_layer) -> (x, extra)` over the stacked layers."""
-    if cfg.remat != "none":
-        policies = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
-        run_block = jax.checkpoint(run_block, policy=policies[cfg.remat])
+    run_block = with_remat(run_block, cfg.remat)
     return jax.lax.scan(
         lambda x, each: run_block(x, *each),
         x,

@@ -100,10 +100,14 @@ def profiled_steps(cfg: TrainConfig) -> tuple[int, int] | None:
 
 
 # What may change when a run is resumed: none of it alters a step that is already done.
-FREE_ON_RESUME = frozenset(f"mesh.{f.name}" for f in dataclasses.fields(MeshConfig)) | frozenset(
+FREE_ON_RESUME = frozenset(
+    ["model.remat", *(f"mesh.{f.name}" for f in dataclasses.fields(MeshConfig))]
+) | frozenset(
     f"train.{name}"
     for name in (
         "parallel",
+        "num_microbatches",
+        "vocab_chunk",
         "num_steps",
         "log_every",
         "eval_every",

@@ -136,7 +136,8 @@ class PlacedProgram(NamedTuple):
     specs: of what is trained. state: TrainState of shapes and shardings. init: () -> the state
     before the first step, without its frozen part; it is made where it is to lie.
     run: (state, batches [steps, B, S]) -> (state, metrics [steps]); it overwrites the state.
-    arrange: batches -> what the program in `run` reads. lower: batches -> that program, lowered.
+    arrange: batches -> what the program in `run` reads. lower: batches of all processes, or their
+    shapes -> that program, lowered.
     """
 
     specs: dict[str, Any]
@@ -180,10 +181,11 @@ def place_program(
     else:
         steps = jit_steps(program.step, Shardings(where, layout.batches, layout.whole))
 
+    def split(batches):
+        return split_rows(batches, len(devices)) if pmap else batches
+
     def arrange(batches):
-        if pmap:
-            return split_rows(batches, len(devices))
-        return layout.place(batches, cfg.data.batch_size)
+        return split(batches) if pmap else layout.place(batches, cfg.data.batch_size)
 
     return PlacedProgram(
         specs=program.specs,
@@ -191,7 +193,9 @@ def place_program(
         init=jax.jit(init, out_shardings=where.replace(frozen={}), compiler_options=quick),
         run=with_frozen(lambda moving, frozen, xs: steps(moving, frozen, arrange(xs))),
         arrange=arrange,
-        lower=lambda xs: steps.lower(state.replace(frozen={}), state.frozen, arrange(xs)),
+        lower=lambda xs: steps.lower(
+            state.replace(frozen={}), state.frozen, jax.eval_shape(split, xs)
+        ),
     )
 
 

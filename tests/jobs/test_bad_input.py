@@ -47,7 +47,6 @@ FIELDS = {
     "head_dim=3": ["head_dim=3", "even"],
     "vocab_size=99": ["--config.model.vocab_size=99", "17"],
     "causal=false": ["causal=false"],
-    "num_layers=1000000000": ["--config.model", "GiB", "num_layers"],
     "d_ff=10000000000": ["--config.model.d_ff=10000000000", "below 2^31"],
     "norm_eps=1e300": ["--config.model.norm_eps=1e+300", "float32"],
     "optim.peak_lr=1e-60": ["--config.optim.peak_lr=1e-60", "float32"],

@@ -16,10 +16,10 @@ from jaxlm.data.batches import Batch
 from jaxlm.data.config import DataConfig
 from jaxlm.jobs.compile import collectives_of, out_of_memory
 from jaxlm.jobs.configs import read_config
-from jaxlm.jobs.train import flops_per_token
 from jaxlm.models import transformer
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.train.config import RunConfig, TrainConfig
+from jaxlm.train.estimates import flops_per_token
 from jaxlm.train.layouts import make_layout
 from jaxlm.train.program import hyper_values, place_program
 
@@ -36,6 +36,19 @@ def test_the_step_is_compiled_for_what_is_here(launch, config):
     assert [float(x) for x in total[1:]] == pytest.approx([mebibytes, 2 * mebibytes], abs=0.006)
     assert "fits: " in outcome.out and "no collectives" in outcome.out
     assert "cpu: its speed is not known" in outcome.out
+
+
+def test_the_plan_is_compiled_and_says_what_to_change(launch, config):
+    """Here all fits, so that the plan undoes what only saves memory."""
+    slow = ("--config.model.remat=full", "--config.train.num_microbatches=2")
+    outcome = launch("--job=compile", "--plan", config, *slow)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"^plan +9 ways to run a step, of which 9 fit", outcome.out, re.MULTILINE)
+    assert "as it is: one alone, 2 micro-batches, remat full" in outcome.out
+    assert outcome.out.count("candidate: one alone, one micro-batch, remat none") == 1
+    assert outcome.out.count("by our count: ") == 2 and outcome.out.count("\nfits: ") == 1
+    last = "to change --config.model.remat=none --config.train.num_microbatches=1"
+    assert outcome.out.splitlines()[-1] == last
 
 
 def with_vocabulary(model):
@@ -66,13 +79,15 @@ def test_the_compilers_refusal_is_put_in_two_numbers():
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
         "hbm. Used 19.71G of 15.75G hbm. Exceeded hbm capacity by 3.96G.\n\nTotal hbm usage"
     )
-    assert out_of_memory(message) == "needs 19.71G, has 15.75G"
+    assert out_of_memory(message) == ("needs 19.71G, has 15.75G", int(19.71 * 2**30))
     message = (
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
         "required for HLO temporaries (21.77G) exceeds available HBM (15.75G). HLO module: jit_run."
     )
-    assert out_of_memory(message) == "needs 21.77G for temporaries, has 15.75G"
-    assert out_of_memory("RESOURCE_EXHAUSTED: no room\nat all") == "RESOURCE_EXHAUSTED: no room"
+    says, needed = out_of_memory(message)
+    assert says == "needs 21.77G for temporaries, has 15.75G" and needed == int(21.77 * 2**30)
+    said = out_of_memory("RESOURCE_EXHAUSTED: no room\nat all")
+    assert said == ("RESOURCE_EXHAUSTED: no room", None)
 
 
 def test_our_flops_are_those_that_xla_counts_in_the_real_step():
@@ -95,7 +110,7 @@ def test_our_flops_are_those_that_xla_counts_in_the_real_step():
     weights = jax.ShapeDtypeStruct((1, 16, 64), jnp.float32)
     compiled = program.lower(Batch(tokens=ids, targets=ids, weights=weights)).compile()
     counted = compiled.cost_analysis()["flops"]
-    ours = flops_per_token(cfg, model).full * 16 * 64
+    ours = flops_per_token(cfg).full * 16 * 64
     assert ours == pytest.approx(counted, rel=0.06)
     assert ours < counted
 

@@ -132,13 +132,12 @@ MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/%n.log
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmUser=root
 SlurmdUser=root
 SwitchType=switch/none
@@ -146,27 +145,30 @@ SchedulerType=sched/builtin
 SelectType=select/linear
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+NodeName={nodes[0]} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} State=UNKNOWN
+NodeName={nodes[1]} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The environment of a cluster of this machine alone, started for the test."""
+    """The environment of a cluster of this machine alone as two nodes, started for the test."""
     if not all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch"))) or os.getuid():
         pytest.skip("needs slurm-wlm and root")
     folder = tmp_path / "slurm"
-    for name in ("state", "spool"):
-        (folder / name).mkdir(parents=True)
+    (folder / "state").mkdir(parents=True)
     ports = []
     with contextlib.ExitStack() as stack:
-        for _ in range(2):
+        for _ in range(3):
             free = stack.enter_context(socket.socket())
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
     host = socket.gethostname().split(".")[0]
-    config = SLURM.format(host=host, folder=folder, ports=ports, cpus=os.cpu_count())
+    # The first one's name must be found: there the processes meet.
+    nodes = [host, f"{host}-second"]
+    places = {"host": host, "nodes": nodes, "folder": folder, "ports": ports}
+    config = SLURM.format(cpus=os.cpu_count(), **places)
     (folder / "slurm.conf").write_text(config)
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o600)
@@ -175,18 +177,25 @@ def slurm(tmp_path):
     munge |= {"log-file": "log", "seed-file": "seed"}
     files = [f"--{flag}={folder}/munge.{name}" for flag, name in munge.items()]
     try:
-        for command in (["munged", "--force", *files], ["slurmctld", "-c"], ["slurmd", "-c"]):
+        daemons = [["munged", "--force", *files], ["slurmctld", "-c"]]
+        daemons += [["slurmd", "-c", "-N", node] for node in nodes]
+        for command in daemons:
             subprocess.run(command, check=True, env=os.environ | env, capture_output=True)
             time.sleep(1)
         yield env
     finally:
-        for name in ("slurmd.pid", "slurmctld.pid", "munge.pid"):
+        for name in (*(f"{node}.pid" for node in nodes), "slurmctld.pid", "munge.pid"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int((folder / name).read_text()), signal.SIGTERM)
 
 
 @pytest.mark.slow
-def test_a_job_of_slurm_saves_before_its_time_is_up_and_is_queued_again(tmp_path, text, slurm):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_job_of_slurm_saves_before_its_time_is_up_and_is_queued_again(
+    tmp_path, text, slurm, nodes
+):
+    """With a process on each node, which find each other by what SLURM tells them."""
+
     def ask(*command):
         done = subprocess.run(
             command, env=os.environ | slurm, capture_output=True, text=True, check=True
@@ -194,12 +203,14 @@ def test_a_job_of_slurm_saves_before_its_time_is_up_and_is_queued_again(tmp_path
         return done.stdout
 
     run = tmp_path / "run"
-    out = launch(run, text, "--launcher=slurm", "--partition=debug", "--minutes=30", **slurm)
+    flags = ("--launcher=slurm", "--partition=debug", "--minutes=30", f"--nodes={nodes}")
+    out = launch(run, text, *flags, **slurm)
     job = out.split()[1]
     assert f"scancel {job}" in out
     try:
         wait_until(lambda: "step_" in str(list(run.glob("checkpoints/*"))), log(run))
-        assert job in ask("squeue", "-h", "-o", "%i %T")
+        assert ask("squeue", "-h", "-o", "%i %T %D").split() == [job, "RUNNING", str(nodes)]
+        assert ("devices   2 of 2: data 2" in log(run)) == (nodes == 2)
         ask("scancel", "--signal=USR2", job)
         wait_until(lambda: "PENDING" in ask("squeue", "-h", "-o", "%T"), log(run))
         assert "stopped   by SIGTERM; the run is saved" in log(run), log(run)

@@ -19,6 +19,7 @@ from jaxlm.jobs import prove_causal
 from jaxlm.models import kinds
 from jaxlm.models.scoring import score_targets
 from jaxlm.train.config import RunConfig
+from jaxlm.train.estimates import flops_per_token
 from jaxlm.train.program import group_by_structure, hyper_values, make_program
 
 V, S, B = 13, 12, 3
@@ -145,13 +146,11 @@ def test_a_lane_of_a_population_is_the_run_alone(kind):
 
 @EVERY
 def test_flops_are_six_for_each_number_that_a_token_is_multiplied_with(kind):
-    from jaxlm.jobs.train import flops_per_token
-
     cfg = run_config(kind)
     model = kinds.build(cfg.model)
     lowered = jax.jit(model.forward).lower(tiny(kind)[1], tokens(0, (1, S)))
     counted = lowered.cost_analysis()["flops"] / S
-    cost = flops_per_token(cfg, model)
+    cost = flops_per_token(cfg)
     D, N = 16, 2
     want = {
         "rnn": N * 2 * D * D + D * V,
