@@ -22,8 +22,9 @@ from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.sample import weights_to_read
 from jaxlm.jobs.sample_flags import sampling_of
-from jaxlm.jobs.setup import TrainedRun, check_choice, decoding_model, open_run, require_workdir
+from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
 from jaxlm.jobs.sources import usage_of_source
+from jaxlm.models import kinds
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer
 from jaxlm.tokenizers.chat import (
@@ -102,7 +103,7 @@ class Chat:
         cfg = run.cfg.model
         if isinstance(cfg, TransformerConfig) and cfg.max_positions is None:
             cfg = dataclasses.replace(cfg, context_length=context)
-        model = decoding_model(cfg)
+        model = kinds.build(cfg)  # no text grows past the context
         self.streamer = Streamer(model, weights_to_read(model, run.settled))
         self.tokenizer, self.format = run.tokenizer, format
         self.sampling = traced_sampling(model, **sampling)
