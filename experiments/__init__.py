@@ -20,6 +20,8 @@ Its `run.py` holds what needs JAX:
 """
 
 STUDIES = {
+    "char_models": "what gates, convolutions and attention buy a character model of one size",
+    "initialisation": "what initial weights and batch norm decide before the first step",
     "copy_task": "how transformers learn to copy, and how far beyond their training lengths",
     "lora_rank": "which LoRA rank, in which matrices, carries a model to another domain",
     "domain_shift": "what fine-tuning on another domain costs on the old one, and what keeps it",

@@ -118,7 +118,8 @@ NOTES = [
     "The teacher is the encoder that was pretrained and trained with weights, and each seed has "
     "its own. Its student begins with every second of its layers and learns from the same "
     "sentences with the same weights, from the labels alone or mostly from the teacher's "
-    "probabilities; it has as many updates as the teacher had for its classes.",
+    "probabilities. It has as many updates as the teacher had for its classes, and begins where "
+    "the teacher ended: in all it was trained for longer, which is one way to end above it.",
     "The task (how often words negate, how many adjectives there are of each kind, and that the "
     "rarest class is the neutral one) was set by trials of encoders from scratch on one seed. The "
     "claims were written after these; those on weights were of the pretrained encoder alone. A "

@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 
 from jaxlm.core import trees
+from jaxlm.models.api import LanguageModel, ModelConfig
 
 
 class TrainFlops(NamedTuple):
@@ -30,6 +31,17 @@ def train_flops_per_token(
     matmuls = 6 * num_matmul_params
     attention = 12 * num_layers * context_length * num_heads * head_dim
     return TrainFlops(full=float(matmuls + attention), causal=matmuls + attention / 2)
+
+
+def of_model(cfg: ModelConfig, model: LanguageModel) -> TrainFlops:
+    """Training FLOPs a token of any kind of model: of its matrices, and of its attention.
+
+    A recurrent cell, a window and a convolution multiply each token with each of their weights
+    once, so that for them 6 * matmul parameters is all.
+    """
+    N, H, Dh = cfg.attention
+    products = matmul_params(model.specs, "embed" in model.head)
+    return train_flops_per_token(products, N, cfg.context_length, H, Dh)
 
 
 def matmul_params(specs: dict, tied: bool) -> int:

@@ -31,7 +31,7 @@ class Streamer:
     def __init__(self, model: LanguageModel, params: Params):
         self._decoder, self._params = decoder_of(model), params
         self._cache, self._size = None, 0
-        self._kept = np.zeros(0, np.int32)  # ids, whole chunks of them, that the cache holds
+        self._kept = np.zeros(0, np.int32)  # ids that were read into the cache
 
     def stream(
         self, ids: Sequence[int], key: Array, *, num_tokens: int, sampling: SamplingConfig
@@ -53,7 +53,7 @@ class Streamer:
             length = np.int32([len(part)])
             self._cache = _read(self._params, chunk, length, self._cache, extend=decoder.extend)
         if decoder.take_back is not None:
-            self._kept = read[: len(read) // CHUNK * CHUNK]
+            self._kept = read
         seen = None
         if sampling.repetition_penalty is not None:
             seen = np.zeros((1, decoder.vocab_size), bool)

@@ -95,7 +95,8 @@ def config_from_gguf(file: GgufFile) -> TransformerConfig:
 
     def need(key: str, kind: type = int, default: Any = None) -> Any:
         value = fields.get(f"llama.{key}", default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or kind(value) != value:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or kind(value) != value:
             raise ConfigError(f"{where}: llama.{key}={value!r}: expected {kind.__name__}")
         return kind(value)
 

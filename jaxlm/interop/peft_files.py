@@ -131,5 +131,5 @@ def _lora_config(values: dict[str, Any], where: Path) -> LoraConfig:
             raise ConfigError(f"{where}: {key}={value!r} is a feature that jaxlm does not have")
     try:
         return LoraConfig(rank=rank, alpha=float(alpha), scaling=scaling)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: {error}") from None

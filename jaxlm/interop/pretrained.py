@@ -53,7 +53,7 @@ def load_config(source: str | Path) -> TransformerConfig:
     values = read_json(where)
     try:
         return config_from_json(values, str(where))
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{where}: malformed ({error})") from None

@@ -7,6 +7,7 @@ a JSON header, then the tensors without a gap.
 import functools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30  # while a folder is written, so much is held beside the model
 
 _LARGEST_HEADER = 100_000_000  # the library's own limit
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # of a file beside the index, never a path
 _FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 _SIZES = {
     **_FLOATS,
@@ -56,7 +58,7 @@ def open_folder(folder: Path, buffers: tuple[str, ...] = ()) -> dict[str, Stored
         raise ConfigError(f"{folder / INDEX}: expected weight_map, a file for each tensor")
     found: dict[str, Stored] = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file or file == "..":
+        if not _NAME.fullmatch(file):
             raise ConfigError(f"{folder / INDEX}: {file!r} is not the name of a file beside it")
         shard = open_file(folder / file, buffers)
         for name in shard:

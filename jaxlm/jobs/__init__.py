@@ -32,6 +32,7 @@ BY_FLAG = {"experiment": "study", "sweep": "sweep"}  # jobs with a flag of their
 
 # Flags that only some jobs read, "submit" being that of --launcher.
 READ_BY = {
+    "prompt": ("sample", "explain"),
     **dict.fromkeys(
         (
             *("num_tokens", "temperature", "top_k", "top_p", "min_p"),
@@ -39,7 +40,6 @@ READ_BY = {
         ),
         ("chat", "sample"),
     ),
-    "prompt": ("explain", "sample"),
     **dict.fromkeys(("system", "context"), ("chat",)),
     **dict.fromkeys(
         (

@@ -26,14 +26,7 @@ def main(launch: Launch) -> int:
     if given:
         raise ConfigError(f"{given[0]}: --job=compare uses the configs saved in --runs")
     folders = run_folders(launch.flags.runs)
-    runs = []
-    for folder, name in zip(folders, _names(folders), strict=True):
-        try:
-            runs.append(read_run(folder, name))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"--runs={folder}: its files are not those of a run of this version ({error!r})"
-            ) from None
+    runs = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     page = None
     if launch.workdir:
         folder = pathlib.Path(launch.workdir)
@@ -77,6 +70,15 @@ def read_run(folder: pathlib.Path, name: str) -> ComparedRun:
     Raises:
       ConfigError: a file of it is not what this version writes.
     """
+    try:
+        return _read_run(folder, name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--runs={folder}: its files are not those of a run of this version ({error!r})"
+        ) from None
+
+
+def _read_run(folder: pathlib.Path, name: str) -> ComparedRun:
     cfg = workdir.load_config(folder, RunConfig)
     metrics, timings = (
         metric_log.read(folder / log) if (folder / log).exists() else []

@@ -29,6 +29,7 @@ from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
 from jaxlm.io.trackers import Trackers
 from jaxlm.jobs import processes
 from jaxlm.jobs.bad_steps import BadStep
+from jaxlm.jobs.room import low_disk, state_bytes
 from jaxlm.jobs.setup import (
     Data,
     decoding_model,
@@ -79,6 +80,7 @@ class Recorder:
         self.passed_over: Ranges = ()
         self.bad: BadStep | None = None  # the last step that went wrong, until it is dealt with
         self._num_skipped = num_skipped(folder)
+        self._told_of_disk = False
         self._speeds: list[float] = []
         self._compiled = compile_cache.counts()
         self._saved_step = start if start else None
@@ -176,6 +178,11 @@ class Recorder:
         if self._saved_step == self._step:
             return
         self._metrics.sync()
+        if not self._told_of_disk and processes.is_writer():
+            size = state_bytes(state.replace(frozen={}))
+            if line := low_disk(self._checkpoints, 2 * size, "this checkpoint and the next"):
+                self._told_of_disk = True
+                self.note(line)
         extra = {
             "tokenizer": self.data.tokenizer.fingerprint,
             "corpus": self.data.corpus.fingerprint,

@@ -81,6 +81,6 @@ def low_disk(folder: pathlib.Path, needed: int, what: str) -> str | None:
     if free >= needed:
         return None
     return (
-        f"disk      low: {free / MIB:,.0f} MiB free in {folder}, {what}: {needed / MIB:,.0f} MiB; "
+        f"disk      low: {free / MIB:,.1f} MiB free in {folder}, {what}: {needed / MIB:,.1f} MiB; "
         "make room, or keep fewer (train.keep_last, train.keep_best)"
     )

@@ -52,7 +52,7 @@ def matcher_of(flags: Any, tokenizer: Tokenizer) -> Matcher | None:
     try:
         text = pathlib.Path(flags.json_schema).read_text(encoding="utf-8")
         schema = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--json_schema={flags.json_schema}: {error}") from None
     return match_json_schema(schema, tokenizer)
 

@@ -1,4 +1,9 @@
-"""SIGINT and SIGTERM: the first asks for an orderly end, the second ends at once."""
+"""Signals that end a run: the first asks for an orderly end, the second ends at once.
+
+Ctrl-C, SIGTERM (of SLURM, of a TPU that is taken away, of a shutdown), and SIGUSR1 and SIGUSR2, by
+which `sbatch --signal` warns before the time is up. One that was ignored when the process began,
+as nohup and a job's own launcher have it, stays so.
+"""
 
 import contextlib
 import os
@@ -8,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -44,5 +49,7 @@ def stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], signal.S
         stack.callback(theirs.close)
         stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(theirs.fileno()))
         for number in SIGNALS:
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         yield lambda: came[0] if came else None

@@ -35,9 +35,14 @@ def config_of_source(source: str) -> RunConfig | None:
     """The config to begin with where `source` is named and no config is; None: there is nothing."""
     if pretrained.is_pretrained(source):
         model = pretrained.load_config(source)
-        tokenizer = TokenizerConfig(kind="bpe", vocab_size=model.vocab_size)
-        train = TrainConfig(init_from=source)
-        return RunConfig(model=model, tokenizer=tokenizer, train=train)
+        try:
+            tokenizer = TokenizerConfig(kind="bpe", vocab_size=model.vocab_size)
+            train = TrainConfig(init_from=source)
+            return RunConfig(model=model, tokenizer=tokenizer, train=train)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
     if (pathlib.Path(source) / workdir.CONFIG_FILE).is_file():
         return workdir.load_config(source, RunConfig)
     return None

@@ -29,7 +29,7 @@ from jaxlm.jobs.recorder import (
     Recorder,
     sample_request,
 )
-from jaxlm.jobs.room import check_batches
+from jaxlm.jobs.room import check_batches, low_disk, state_bytes
 from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Backends,
@@ -302,6 +302,11 @@ def _train(
         sizes["steps_per_call"] = 1
         return loop(state, start=max(first, edge), num_steps=step, **sizes)
 
+    size = state_bytes(program.state.replace(frozen={}))
+    kept = cfg.train.keep_last + cfg.train.keep_best + 1  # one more while it is written
+    more = kept - len(list((folder / checkpoints.FOLDER).glob("step_*")))
+    if line := low_disk(folder, more * size, f"{more} more checkpoints"):
+        print(line)
     print(f"compiled  so far {compile_cache.counts()}")
     with (
         Recorder(cfg, folder, own, data, model, layout, hypers, start, started) as recorder,
@@ -359,7 +364,8 @@ def examine_bad_step(
     bad = recorder.bad
     recorder.note(f"bad step  {bad.step}: {bad.problem}")
     if jax.process_count() > 1:
-        return  # op by op, every one of them would have to run the same
+        recorder.note("          not looked into: of several processes none can run it op by op")
+        return
     step = make_program(cfg, data.tokenizer.token_bytes, **backends.on_one_device).step
     number = batch_number(bad.step - 1, recorder.passed_over)
     for line in bad_steps.examine(cfg, folder, data, step, replay(bad.step - 1), bad, number):

@@ -190,11 +190,11 @@ def flops_per_token(cfg: RunConfig) -> flops.TrainFlops:
     With adapters, a matrix that has none takes no gradient: its third product, 2 FLOPs a
     parameter, is not counted. Nor is merging, which a step does once for all its tokens.
     """
-    (N, H, Dh), model = cfg.model.attention, kinds.build(cfg.model)
-    matmul = flops.matmul_params(model.specs, "embed" in model.head)
-    cost = flops.train_flops_per_token(matmul, N, cfg.model.context_length, H, Dh)
+    model = kinds.build(cfg.model)
+    cost = flops.of_model(cfg.model, model)
     if cfg.lora.rank is None:
         return cost
+    matmul = flops.matmul_params(model.specs, "embed" in model.head)
     targets = lora.target_specs(model.specs, cfg.lora.targets)
     left_out = 2 * (matmul - params_lib.count_params(targets))
     return flops.TrainFlops(full=cost.full - left_out, causal=cost.causal - left_out)

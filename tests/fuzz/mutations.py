@@ -6,7 +6,7 @@ import struct
 from hypothesis import strategies as st
 
 SIZES = (0, 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
-NAMES = ("", "..", "../../x", "/etc/hostname", "/dev/zero", "a\0b", "\ud800", "x" * 300)
+NAMES = (".", "", "..", "../../x", "/etc/hostname", "/dev/zero", "a\0b", "\ud800", "x" * 300)
 EVIL = (
     *SIZES,
     *(-n for n in SIZES[1:]),

@@ -1,7 +1,7 @@
 """SmolLM2-135M from the installed package, against transformers' own reading of the same file."""
 
-import copy
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -11,20 +11,17 @@ import numpy as np
 import pytest
 import tiny_models
 
-from jaxlm.core import trees
 from jaxlm.core.config import ConfigError
 from jaxlm.data.batches import evaluation_batches, split_from_array
-from jaxlm.decode.filters import SamplingConfig
+from jaxlm.decode.beam import beam_search
+from jaxlm.decode.constrained import generate_matching
 from jaxlm.decode.generate import generate
-from jaxlm.decode.stream import Streamer
+from jaxlm.decode.speculative import speculate
 from jaxlm.evals.perplexity import make_evaluator
-from jaxlm.interop import peft_files, pretrained
+from jaxlm.interop import pretrained
 from jaxlm.jobs.configs import read_config
 from jaxlm.jobs.sources import tokenizer_of_source
-from jaxlm.models import lora, transformer
-from jaxlm.models.lora import LoraConfig
-from jaxlm.tokenizers.chat import ASSISTANT, SYSTEM, USER, Message, chat_format
-from jaxlm.tokenizers.hugging_face import write_tokenizer
+from jaxlm.models import transformer
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "smollm2_135m.py"
 PROMPTS = ["The capital of France is", "def fibonacci(n):", "Once upon a time, there was a"]
@@ -119,118 +116,99 @@ def test_perplexity_is_equal_to_four_digits(ours, logits):
     assert got == pytest.approx(want, rel=5e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_text_is_the_same_token_for_token(prompt, ours, theirs):
+@pytest.fixture(scope="module")
+def greedy_texts(ours, theirs):
+    """(prompts as ids, the 24 greedy tokens of transformers after each)."""
     torch, _ = tiny_models.peers()
+    prompts = [ours[1].encode(prompt) for prompt in PROMPTS]
+    texts = []
+    for ids in prompts:
+        tokens = torch.tensor(ids[None].astype(np.int64))
+        with torch.no_grad():
+            peer = theirs.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=24,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        texts.append(peer[0, len(ids) :].numpy())
+    return prompts, np.array(texts)
+
+
+@pytest.mark.slow
+def test_greedy_texts_are_the_same_token_for_token_in_every_way_to_write_them(ours, greedy_texts):
     (cfg, params), tokenizer = ours
-    ids = tokenizer.encode(prompt)
-    out = generate(
-        transformer.build(cfg), params, [ids], jax.random.key(0), num_tokens=24, temperature=0.0
-    )
-    tokens = torch.tensor(ids[None].astype(np.int64))
-    with torch.no_grad():
-        peer = theirs.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=24,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    print(repr(tokenizer.decode(out.tokens[0])))
-    assert out.tokens[0].tolist() == peer[0, len(ids) :].tolist()
+    prompts, want = greedy_texts
+    print(*map(repr, map(tokenizer.decode, want)), sep="\n")
+    model = transformer.build(cfg)
+    run = functools.partial(generate, model, params, key=jax.random.key(0), temperature=0.0)
+    alone = [run(prompts=[ids], num_tokens=24).tokens[0] for ids in prompts]
+    np.testing.assert_array_equal(alone, want)
+    np.testing.assert_array_equal(run(prompts=prompts, num_tokens=24).tokens, want)  # padded
+    beams = beam_search(model, params, prompts, num_tokens=24, width=1)
+    np.testing.assert_array_equal(beams.tokens[:, 0], want)
+    # Without a cache: each token is the best after all that is before it.
+    texts = [np.concatenate(pair) for pair in zip(prompts, want, strict=True)]
+    longest = max(map(len, texts))
+    padded = np.array([np.pad(text, (0, longest - len(text))) for text in texts])
+    logits = jax.jit(model.forward)(params, padded)
+    for ids, row, best in zip(prompts, want, np.argmax(logits, axis=-1), strict=True):
+        np.testing.assert_array_equal(best[len(ids) - 1 : len(ids) + 23], row)
 
 
 @pytest.mark.slow
-def test_greedy_text_is_the_same_however_it_is_made(ours):
-    """Alone with a cache, without one, batched with padding, and streamed."""
+def test_speculation_writes_the_same_greedy_texts(ours, greedy_texts):
+    (cfg, params), _ = ours
+    prompts, want = greedy_texts
+    draft_params, draft_cfg = transformer.first_layers(params, cfg, 15)
+    got = speculate(
+        transformer.build(cfg),
+        params,
+        transformer.build(draft_cfg),
+        draft_params,
+        prompts,
+        jax.random.key(0),
+        num_tokens=24,
+        num_drafted=3,
+        temperature=0.0,
+    )
+    print(f"{got.acceptance_rate:.0%} kept, {got.tokens_per_call:.2f} tokens a call")
+    np.testing.assert_array_equal(got.tokens, want)
+
+
+@pytest.mark.slow
+def test_it_answers_in_json_that_a_schema_accepts(ours):
+    pytest.importorskip("llguidance")
+    from jaxlm.decode import grammars
+
+    jsonschema = pytest.importorskip("jsonschema")
     (cfg, params), tokenizer = ours
-    model, prompts = transformer.build(cfg), [tokenizer.encode(prompt) for prompt in PROMPTS]
-    assert len({len(prompt) for prompt in prompts}) > 1  # so that some are padded
-    options = {"num_tokens": 24, "temperature": 0.0}
-    batched = generate(model, params, prompts, jax.random.key(0), **options).tokens.tolist()
-    alone = [
-        generate(model, params, [prompt], jax.random.key(0), **options).tokens[0].tolist()
-        for prompt in prompts
-    ]
-    assert batched == alone
-
-    rows = np.zeros((len(prompts), 64), np.int32)
-    ends = np.array([len(prompt) for prompt in prompts])
-    for row, prompt in zip(rows, prompts, strict=True):
-        row[: len(prompt)] = prompt
-
-    @jax.jit
-    def next_tokens(params, rows, ends):
-        x = transformer.hidden(params, rows, cfg)[np.arange(len(rows)), ends - 1]
-        return transformer.unembed(params, x[:, None], cfg)[:, 0].argmax(-1)
-
-    for _ in range(24):
-        rows[np.arange(len(rows)), ends] = np.asarray(next_tokens(params, rows, ends))
-        ends = ends + 1
-    uncached = [row[end - 24 : end].tolist() for row, end in zip(rows, ends, strict=True)]
-    assert uncached == alone
-
-    streamer = Streamer(model, jax.jit(model.decoding_params)(params))
-    sampling = SamplingConfig(temperature=0.0)
-    streamed = [
-        list(streamer.stream(prompt, jax.random.key(0), num_tokens=24, sampling=sampling))
-        for prompt in prompts
-    ]
-    assert streamed == alone
-
-
-@pytest.mark.slow
-def test_a_conversation_has_the_ids_of_transformers(source, ours, tmp_path):
-    _, transformers = tiny_models.peers()
-    _, tokenizer = ours
-    usage = pretrained.load_usage(source)
-    write_tokenizer(tmp_path / "peer", tokenizer, usage)
-    peer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "peer")
-    chat = chat_format(tokenizer, usage, str)
-    talk = [Message(USER, "Who are you?"), Message(ASSISTANT, "Nobody."), Message(USER, "naïve 🙂")]
-    for start, system in ((0, []), (0, [Message(SYSTEM, "Be brief.")]), (2, [])):
-        messages = [*system, *talk[start:]]
-        want = peer.apply_chat_template(
-            [message._asdict() for message in messages],
-            add_generation_prompt=True,
-            return_dict=False,
-        )
-        assert chat.encode(messages).tolist() == want
-    assert tokenizer.special_ids["<|im_end|>"] in chat.stop_ids
-
-
-@pytest.mark.slow
-def test_an_adapter_and_its_merge_leave_for_peft_and_transformers(
-    source, ours, theirs, logits, tmp_path
-):
-    peft = pytest.importorskip("peft")
-    torch, transformers = tiny_models.peers()
-    cfg, params = ours[0]
-    ids, before, _ = logits
-    chosen = LoraConfig(rank=4, alpha=8.0, targets=(lora.ALL,))
-    rng = np.random.default_rng(0)
-    adapters = trees.map_with_path(
-        lambda _, spec: np.float32(0.02 * rng.normal(size=spec.shape)),
-        lora.adapter_specs(transformer.param_specs(cfg), chosen),
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 20},
+            "country": {"enum": ["France", "Spain", "Italy"]},
+            "population": {"type": "integer", "minimum": 0, "maximum": 99999999},
+        },
+        "required": ["city", "country", "population"],
+        "additionalProperties": False,
+    }
+    got = generate_matching(
+        transformer.build(cfg),
+        params,
+        [tokenizer.encode("Paris as JSON: "), tokenizer.encode("Rome, a city, as JSON: ")],
+        jax.random.key(0),
+        grammars.match_json_schema(schema, tokenizer),
+        num_tokens=60,
+        temperature=0.0,
     )
-    merge = jax.jit(lora.merge, static_argnames="scaling")
-    merged = merge(params, adapters, lora.hyper_values(chosen), scaling=chosen.scaling)
-    mine = np.asarray(jax.jit(lambda p, x: transformer.forward(p, x, cfg))(merged, ids))
-    assert np.abs(mine - before).max() > 1
-
-    peft_files.save_adapters(tmp_path, cfg, chosen, adapters, str(source))
-    adapted = peft.PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path).eval()
-    apart = tiny_models.logits_of(adapted, ids)
-    del adapted
-    (tmp_path / "merged").mkdir()
-    pretrained.save_weights(tmp_path / "merged", cfg, merged)
-    reread = tiny_models.load(transformers.LlamaForCausalLM, tmp_path / "merged")
-    whole = tiny_models.logits_of(reread, ids)
-    for name, peers in (("peft", apart), ("transformers", whole)):
-        print(f"largest difference of logits from {name} {np.abs(mine - peers).max():.2e}")
-        np.testing.assert_allclose(peers, mine, atol=1e-3)
+    assert got.matches.all()
+    for row, length in zip(got.tokens, got.lengths, strict=True):
+        text = tokenizer.decode(row[:length])
+        print(text)
+        jsonschema.validate(json.loads(text), schema)
 
 
 @pytest.mark.slow

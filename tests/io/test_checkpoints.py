@@ -496,6 +496,77 @@ def test_restoring_takes_little_more_memory_than_what_is_restored(tmp_path):
     assert max(copies.values()) < 1.9, copies
 
 
+def read_only(*_, **__):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_read_only_folder_is_one_line_and_leaves_the_rest(run, tmp_path, monkeypatch):
+    """As root may write where the mode forbids it, the system's answer stands for such a folder."""
+    with Checkpointer(run) as checkpointer, monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", read_only)
+        with pytest.raises(
+            CheckpointError, match="step_00000030: not written: Read-only file"
+        ) as e:
+            checkpointer.save(30, make_state())
+    assert "\n" not in str(e.value)
+    assert checkpoints.newest_good(run)[1]["step"] == 20
+    monkeypatch.setattr(os, "mkdir", read_only)
+    with pytest.raises(CheckpointError, match="checkpoints: Read-only file system"):
+        Checkpointer(tmp_path / "new")
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(run):
+    """Which checkpoint is the newest, and which are deleted, follows from their steps alone."""
+    for age, step in ((10**9, 10), (0, 20)):  # the older one was written later
+        for path in checkpoints.step_dir(run, step).rglob("*"):
+            os.utime(path, (age, age))
+        os.utime(checkpoints.step_dir(run, step), (age, age))
+    assert checkpoints.newest_good(run)[1]["step"] == 20
+    with Checkpointer(run, keep_last=2, keep_best=0) as checkpointer:
+        checkpointer.save(30, make_state(), metrics={"val_loss": 3.0})
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        "step_00000020",
+        "step_00000030",
+    ]
+
+
+def sealed(path: pathlib.Path, **changes) -> None:
+    """Changes a manifest and its hash with it."""
+    manifest = json.loads((path / checkpoints.MANIFEST).read_text()) | changes
+    manifest["sha256"] = checkpoints._manifest_hash(manifest)
+    (path / checkpoints.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": {"/dev/zero": {"size": 1, "sha256": "x"}}},
+        {"files": {"../../secret": {"size": 1, "sha256": "x"}}},
+        {"files": {"arrays": {"size": -1, "sha256": "x"}}},
+        {"leaves": {"w": {"shape": [-1], "dtype": "float32"}}},
+        {"step": "20"},
+        {"metrics": {"val_loss": "low"}},
+        {"extra": []},
+    ],
+)
+def test_a_manifest_with_a_good_hash_and_a_bad_form_is_refused(run, changes):
+    """Whoever can write the file can write its hash: nothing outside the folder is opened."""
+    path = checkpoints.step_dir(run, 20)
+    sealed(path, **changes)
+    with pytest.raises(CheckpointError, match="manifest.json is not one that jaxlm writes"):
+        checkpoints.verify(path)
+    assert checkpoints.newest_good(run, report=lambda line: None)[1]["step"] == 10
+
+
+def test_a_file_that_is_a_link_is_refused(run, tmp_path):
+    path = checkpoints.step_dir(run, 20)
+    name = next(iter(checkpoints.verify(path)["files"]))
+    (path / name).rename(tmp_path / "elsewhere")
+    (path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        checkpoints.verify(path)
+
+
 def test_bad_settings_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="keep_last=0"):
         Checkpointer(tmp_path, keep_last=0)

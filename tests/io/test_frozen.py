@@ -94,3 +94,9 @@ def test_the_fingerprint_sees_values_paths_shapes_and_dtypes():
     assert frozen.fingerprint({"a": x}) == frozen.fingerprint({"a": np.zeros((2, 3), np.float32)})
     both = {"a": x, "b": x + 1}
     assert frozen.fingerprint(both) == frozen.fingerprint(dict(reversed(both.items())))
+
+
+@pytest.mark.parametrize("digest", ["../../x", "/etc", "", "0" * 63, 7, None])
+def test_a_fingerprint_that_is_a_path_is_refused(tmp_path, digest):
+    with pytest.raises(CheckpointError, match="no fingerprint"):
+        frozen.restore(tmp_path, digest, {})

@@ -16,7 +16,7 @@ with stop_requests(lambda text: print(text, flush=True)):
 """
 
 
-@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
 def test_the_second_signal_ends_a_blocked_process(name, code):
     with subprocess.Popen([sys.executable, "-c", BLOCKED], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
@@ -24,6 +24,18 @@ def test_the_second_signal_ends_a_blocked_process(name, code):
         assert process.stdout.readline().startswith(f"{name}: finishing".encode())
         process.send_signal(getattr(signal, name))
         assert process.wait(timeout=20) == code
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        with stop_requests(lambda text: None) as came:
+            assert signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
+            signal.raise_signal(signal.SIGUSR2)
+            signal.sigtimedwait([], 0.05)
+            assert came() is None
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_the_first_is_told_and_handlers_come_back():

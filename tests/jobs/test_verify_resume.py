@@ -14,6 +14,26 @@ from jaxlm.jobs import verify_resume
 from jaxlm.jobs.configs import read_config
 
 
+def test_what_is_promised_on_a_gpu_names_the_flag_that_its_runs_get(tmp_path, monkeypatch):
+    """Sums on a GPU come in any order unless XLA is told otherwise; the user's own flags stay."""
+    started = {}
+
+    class Process:
+        def __init__(self, command, *, env, **_):
+            started.update(env)
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    monkeypatch.setattr(verify_resume.subprocess, "Popen", Process)
+    verify_resume.Child(tmp_path, tmp_path / "run")
+    assert started["XLA_FLAGS"].split() == ["--xla_dump_to=x", "--xla_gpu_deterministic_ops=true"]
+    promise = verify_resume.PROMISES["gpu"]
+    assert "--xla_gpu_deterministic_ops=true" in promise and "rounding" in promise
+    assert (
+        "bit for bit" in verify_resume.PROMISES["cpu"]
+        and "same number" in (verify_resume.PROMISES["tpu"])
+    )
+
+
 @pytest.fixture
 def cfg(config):
     return read_config(config.removeprefix("--config="))
