@@ -48,7 +48,8 @@ class _Run:
         self.problems: list[str] = []
         self._workdir = workdir
         config = self._json("config.json", dict)
-        self.config: dict[str, Any] = config.get("config", config)
+        inner = config.get("config", config)
+        self.config: dict[str, Any] = inner if isinstance(inner, dict) else {}
         self.summary: dict[str, Any] = self._json("summary.json", dict)
         self.provenance: dict[str, Any] = self._json("provenance.json", dict)
         self.schedule: list[Any] = self._json("schedule.json", list)
@@ -92,16 +93,24 @@ class _Run:
         records, broken = [], 0
         for line in lines:
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if isinstance(record, dict):
+                record = json.loads(line, parse_int=_whole)
+                negative = record["step"] < 0
+            except KeyError:
+                negative = False  # not every line belongs to a step
+            except (ValueError, TypeError, RecursionError):
+                record, negative = None, True
+            if isinstance(record, dict) and not negative:
                 records.append(record)
             else:
                 broken += 1
         if broken:
             self.problems.append(f"{name}: {broken} unreadable line{'s' if broken > 1 else ''}")
         return records
+
+
+def _whole(digits: str) -> int | float:
+    """An integer of JSON, one that no float holds exactly as a float."""
+    return int(digits) if len(digits) < 16 else float(digits)
 
 
 def _headline(name: str, run: _Run) -> list[str]:
