@@ -101,11 +101,12 @@ def test_a_job_reads_the_flags_that_the_table_says(job):
     """No more and no fewer."""
     module = jobs.MODULES.get(job, job)
     source = (ROOT / f"jaxlm/jobs/{module}.py").read_text(encoding="utf-8")
-    beside = {"train": ["processes"], "sample": ["sample_flags"], "chat": ["sample_flags"]}
-    for name in beside.get(job, []):  # a chat reads of these what draws a token
+    beside = {"train": ["processes"], "sample": ["sample_flags", "sampling_flags"]}
+    beside["chat"] = ["sampling_flags"]
+    for name in beside.get(job, []):
         source += (ROOT / f"jaxlm/jobs/{name}.py").read_text(encoding="utf-8")
     for name, readers in jobs.READ_BY.items():
-        if re.search(rf"flags\.{name}\b|flags, \"{name}\"", source) and job != "chat":
+        if re.search(rf"flags\.{name}\b|flags, \"{name}\"", source):
             assert job in readers, f"--{name}"
         elif job in readers:
             assert re.search(rf"flags\.{name}\b|\"{name}\"", source), f"--{name}"

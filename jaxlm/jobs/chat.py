@@ -21,7 +21,7 @@ from jaxlm.decode.stream import Streamer
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.sample import weights_to_read
-from jaxlm.jobs.sample_flags import sampling_of
+from jaxlm.jobs.sampling_flags import sampling_of
 from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
 from jaxlm.jobs.sources import usage_of_source
 from jaxlm.models import kinds

@@ -18,7 +18,8 @@ from jaxlm.decode.speculative import speculate
 from jaxlm.interop import pretrained
 from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
-from jaxlm.jobs.sample_flags import check_flags, matcher_of, sampling_of, stop_ids_of
+from jaxlm.jobs.sample_flags import check_flags, matcher_of, stop_ids_of
+from jaxlm.jobs.sampling_flags import sampling_of
 from jaxlm.jobs.setup import TrainedRun, decoding_model, open_run, require_workdir
 from jaxlm.jobs.sources import config_of_source, prompt_ids, usage_of_source
 from jaxlm.models import transformer

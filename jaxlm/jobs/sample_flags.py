@@ -1,4 +1,4 @@
-"""The flags of --job=sample: what they mean to the decoder, and which do not go together."""
+"""The flags of --job=sample that do not go together, and where a text ends."""
 
 import json
 import pathlib
@@ -7,11 +7,11 @@ from typing import Any
 from jaxlm.core.config import ConfigError
 from jaxlm.decode.grammars import Matcher, match_json_schema, match_regex
 from jaxlm.io.workdir import load_json
+from jaxlm.jobs.sampling_flags import NUMBERS
 from jaxlm.jobs.setup import check_choice
 from jaxlm.jobs.sources import USAGE_FILE
 from jaxlm.tokenizers import Tokenizer
 
-NUMBERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 DRAWING = (*NUMBERS, "logit_bias", "seed")  # of which a search that draws nothing has no use
 
 # Ways to write a text, one at a time; none: tokens drawn one by one.
@@ -61,24 +61,6 @@ def _refuse(flags: Any, names: tuple[str, ...], why: str) -> None:
     for name in names:
         if flags[name].present:
             raise ConfigError(f"{flags[name].serialize()}: {why}")
-
-
-def sampling_of(flags: Any) -> dict[str, Any]:
-    """How a token is drawn, as `generate` takes it."""
-    sampling = {name: getattr(flags, name) for name in NUMBERS}
-    if flags.logit_bias:
-        sampling["logit_bias"] = dict(map(_id_and_bias, flags.logit_bias))
-    return sampling
-
-
-def _id_and_bias(item: str) -> tuple[int, float]:
-    try:
-        id, bias = item.split(":")
-        return int(id), float(bias)
-    except ValueError:
-        raise ConfigError(
-            f"--logit_bias={item}: expected ID:BIAS, several joined by commas, such as 198:-inf"
-        ) from None
 
 
 def stop_ids_of(stop: str | None, folder: pathlib.Path, tokenizer: Tokenizer) -> list[int]:
