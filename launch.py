@@ -184,7 +184,7 @@ def job_of(args: flags.FlagValues) -> str:
         raise ConfigError(f"--{given[0]} and --{given[1]}: give one of the two")
     if args.sweep_index is not None and args.sweep is None:
         raise ConfigError(f"--sweep_index={args.sweep_index}: of which sweep? give --sweep")
-    return jobs.BY_FLAG.get(given[0], args.job) if given else args.job
+    return str(jobs.BY_FLAG.get(given[0], args.job) if given else args.job)
 
 
 def guarded(step, *args):

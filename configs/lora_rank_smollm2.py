@@ -14,7 +14,7 @@ from experiments.lora_rank import BaseConfig, Config
 SCALES = {
     "small": {
         "ranks": (1, 4, 16),
-        "num_seeds": 3,
+        "num_seeds": 2,
         "targets": ("all linear",),
         "batch_size": 2,
         "num_steps": 16,

@@ -38,17 +38,17 @@ def bootstrap_interval(
     """
     from scipy.stats import DegenerateDataWarning, bootstrap
 
-    columns = tuple(map(np.asarray, columns))
-    sizes = {len(column) for column in columns}
+    arrays = tuple(map(np.asarray, columns))
+    sizes = {len(column) for column in arrays}
     if len(sizes) != 1 or min(sizes) < 2:
         raise ValueError(f"columns of lengths {sorted(sizes)}: expected one length of 2 or more")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, as 0.95")
-    mean, num = float(measure(*columns)), len(columns[0])
+    mean, num = float(measure(*arrays)), len(arrays[0])
     with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # all alike or not finite: see below
         found = bootstrap(
-            columns,
+            arrays,
             measure,
             paired=True,
             vectorized=False,

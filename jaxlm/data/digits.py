@@ -28,4 +28,5 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
             "pip install 'jaxlm[digits]' (or scikit-learn)"
         ) from None
     found = load_digits()
-    return np.float32(found.images[..., None] / 16), found.target.astype(np.int32)
+    images, labels = (np.asarray(getattr(found, name)) for name in ("images", "target"))
+    return (images[..., None] / 16).astype(np.float32), labels.astype(np.int32)

@@ -117,7 +117,7 @@ def _clause(rng: np.random.Generator, polarity: int) -> tuple[str, bool]:
 
 
 def _choose(rng: np.random.Generator, words: Sequence[str]) -> str:
-    return words[rng.integers(len(words))]
+    return words[int(rng.integers(len(words)))]
 
 
 def encode(texts: Sequence[str], length: int = LONGEST) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, Literal, Protocol
+from typing import IO, Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 
@@ -38,9 +38,12 @@ EncodeDocuments = Callable[[Iterable[Iterable[str]]], Iterable[Iterable[np.ndarr
 class Tokenizer(Protocol):
     """What a token file needs of a tokenizer."""
 
-    fingerprint: str
-    vocab_size: int
-    encode_iterable: EncodeIterable
+    fingerprint: Any  # a text, which may be a cached property
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode_iterable(self, texts: Iterable[str], /) -> Iterable[np.ndarray]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,7 +198,7 @@ def build_token_file(
 
 
 def _write(
-    file: BinaryIO,
+    file: IO[bytes],
     corpus: Corpus,
     encode_documents: EncodeDocuments,
     vocab_size: int,

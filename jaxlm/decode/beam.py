@@ -106,7 +106,7 @@ def _search(params, prompts, num_tokens, *, decoder, width, cache_length):
 def beam_search(
     model: LanguageModel,
     params: Params,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
     *,
     num_tokens: int,
     width: int,

@@ -7,6 +7,7 @@ vocabulary, which costs a fraction of a sort.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ def temperature(logits: Array, t: Array | float) -> Array:
     return jnp.where(zero, greedy, shifted / jnp.where(zero, 1.0, t))
 
 
-def is_greedy(t: Array) -> Array:
+def is_greedy(t: Array | float) -> Any:
     """Whether a temperature f32[] counts as 0: bool[]."""
     return t < jnp.finfo(jnp.float32).tiny  # CPUs may flush smaller numbers to 0
 

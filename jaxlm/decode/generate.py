@@ -24,16 +24,16 @@ class Generated(NamedTuple):
     lengths: i32[B]; below num_tokens exactly where a stop token ended the row.
     """
 
-    tokens: np.ndarray
-    lengths: np.ndarray
+    tokens: Array | np.ndarray
+    lengths: Array | np.ndarray
 
 
 class DecodeState(NamedTuple):
     """Rows in the middle of decoding: the cache holds all tokens of a row but its newest."""
 
-    newest: Array  # i32[B]
+    newest: Array | np.ndarray  # i32[B]
     cache: Any
-    seen: Array | None  # bool[B, V], ids in the text so far; None where nothing asks
+    seen: Any  # bool[B, V], ids in the text so far; None where nothing asks
 
 
 def start(
@@ -66,7 +66,7 @@ def start(
     newest = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
     seen = None
     if sampling is not None and sampling.repetition_penalty is not None:
-        seen = seen_in(tokens, lengths, decoder.vocab_size)
+        seen = seen_in(jnp.asarray(tokens), jnp.asarray(lengths), decoder.vocab_size)
     return DecodeState(newest, cache, seen)
 
 

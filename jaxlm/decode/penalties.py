@@ -18,7 +18,7 @@ def adjust_logits(logits: Array, seen: Array | None, sampling: SamplingConfig) -
     """
     if sampling.logit_bias is not None:
         logits = logits + sampling.logit_bias
-    if sampling.repetition_penalty is not None:
+    if sampling.repetition_penalty is not None and seen is not None:
         logits = repetition_penalty(logits, seen, sampling.repetition_penalty)
     return logits
 

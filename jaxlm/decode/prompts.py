@@ -26,7 +26,7 @@ class Prompts(NamedTuple):
 
 def pad_prompts(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
     *,
     num_tokens: int,
     stop_ids: Sequence[int] = (),

@@ -162,8 +162,8 @@ def _speculate(params, prompts, key, num_tokens, sampling, *, decoders, num_draf
             (token, logits, rows.seen),
             later,
         )
-        if seen is not None:
-            seens = jnp.concatenate([seens, with_token(seen, last)[:, None]], axis=1)
+        if (newest := with_token(seen, last)) is not None:
+            seens = jnp.concatenate([seens, newest[:, None]], axis=1)
         return drafts, logits, seens, cache
 
     def unfinished(rows):

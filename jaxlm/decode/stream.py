@@ -34,7 +34,12 @@ class Streamer:
         self._kept = np.zeros(0, np.int32)  # ids that were read into the cache
 
     def stream(
-        self, ids: Sequence[int], key: Array, *, num_tokens: int, sampling: SamplingConfig
+        self,
+        ids: Sequence[int] | np.ndarray,
+        key: Array,
+        *,
+        num_tokens: int,
+        sampling: SamplingConfig,
     ) -> Iterator[int]:
         """Yields up to `num_tokens` ids that follow `ids`, each as soon as it is drawn.
 
@@ -43,22 +48,22 @@ class Streamer:
         Args:
           sampling: as `traced_sampling` gives it.
         """
-        ids = np.asarray(ids, np.int32)
-        read, decoder = ids[:-1], self._decoder  # `step` reads the last
-        start = self._open(read, len(ids) + num_tokens)
+        prompt = np.asarray(ids, np.int32)
+        read, decoder = prompt[:-1], self._decoder  # `step` reads the last
+        start = self._open(read, len(prompt) + num_tokens)
         for at in range(start, len(read), CHUNK):
             part = read[at : at + CHUNK]
             chunk = np.zeros((1, CHUNK), np.int32)
             chunk[0, : len(part)] = part
-            length = np.int32([len(part)])
+            length = np.array([len(part)], np.int32)
             self._cache = _read(self._params, chunk, length, self._cache, extend=decoder.extend)
         if decoder.take_back is not None:
             self._kept = read
         seen = None
         if sampling.repetition_penalty is not None:
             seen = np.zeros((1, decoder.vocab_size), bool)
-            seen[0, ids] = True
-        state, row_keys = DecodeState(ids[-1:], self._cache, seen), keys_of_rows(key, 1)
+            seen[0, prompt] = True
+        state, row_keys = DecodeState(prompt[-1:], self._cache, seen), keys_of_rows(key, 1)
         for _ in range(num_tokens):
             token, state = _step(self._params, state, row_keys, sampling, extend=decoder.extend)
             self._cache = state.cache  # the one before was given away
@@ -75,8 +80,8 @@ class Streamer:
             # Layers of an empty cache may share an array, which cannot be given away twice.
             self._cache = jax.tree.map(jnp.copy, self._decoder.init_cache(1, size))
             self._size, shared = size, 0
-        else:
-            self._cache = self._decoder.take_back(self._cache, np.int32([shared]))
+        elif self._decoder.take_back is not None:  # else nothing was kept
+            self._cache = self._decoder.take_back(self._cache, np.array([shared], np.int32))
         self._kept = self._kept[:shared]
         return shared
 

@@ -52,7 +52,8 @@ def make_evaluator(
         return batch_metrics(model, params, batch, token_bytes, vocab_chunk)
 
     def evaluate(params, batches):
-        totals = {name: Mean(np.float64(0), np.float64(0)) for name in ("loss", "bits_per_byte")}
+        zero = np.zeros((), np.float64)
+        totals = {name: Mean(zero, zero) for name in ("loss", "bits_per_byte")}
         for batch in batches:
             part = jax.device_get(sums(params, batch))
             totals = jax.tree.map(lambda total, x: total + np.float64(x), totals, part)

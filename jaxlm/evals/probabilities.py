@@ -39,9 +39,11 @@ def reliability(confidence: ArrayLike, right: ArrayLike, num_bins: int = 15) -> 
     inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
     bins = np.searchsorted(inner_edges, confidence)
     count = np.bincount(bins, minlength=num_bins)
-    totals = (np.bincount(bins, values, minlength=num_bins) for values in (confidence, right))
+    confident, correct = (
+        np.bincount(bins, values, minlength=num_bins) for values in (confidence, right)
+    )
     with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
-        return Reliability(*(total / count for total in totals), count)
+        return Reliability(confident / count, correct / count, count)
 
 
 def expected_calibration_error(

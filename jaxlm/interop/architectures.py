@@ -349,11 +349,11 @@ def _rope(values: dict[str, Any], where: str) -> tuple[dict[str, Any], tuple[flo
         if kind == "llama3" and extra <= set(_LLAMA3):
             given = {_LLAMA3[-1]: values.get("max_position_embeddings")} | rope
             scaling = tuple(given.get(name) for name in _LLAMA3)
-            if not all(type(number) in (int, float) and number > 0 for number in scaling):
+            if not all(isinstance(x, int | float) and x is not True and x > 0 for x in scaling):
                 raise ConfigError(
                     f"{where}: {key}={rope!r}: expected numbers: {', '.join(_LLAMA3)}"
                 )
-            scaling = tuple(map(float, scaling))
+            scaling = tuple(float(number) for number in scaling if number is not None)
         elif kind != "default" or extra:
             raise ConfigError(
                 f"{where}: {key}={rope!r}: jaxlm's RoPE is scaled as Llama 3's or not, and never "

@@ -97,7 +97,8 @@ def save_adapters(
 
 def _names(tensor: Tensor) -> tuple[str, str]:
     module = tensor.name.removesuffix(".weight")
-    return tuple(f"base_model.model.{module}.lora_{x}.weight" for x in "AB")
+    a, b = (f"base_model.model.{module}.lora_{x}.weight" for x in "AB")
+    return a, b
 
 
 def _table(arch: Architecture, paths: list[str]) -> Table:

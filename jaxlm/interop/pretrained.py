@@ -65,7 +65,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     Raises:
       ConfigError: there is none, it does not match the weights, or ours would encode otherwise.
     """
-    source, rows = Path(source), load_config(source).vocab_size
+    source, rows = Path(source), load_config(source).sizes.V
     if source.is_dir():
         return hugging_face.read_tokenizer_json(source, rows)
     fields = gguf_files.open_gguf(source).fields

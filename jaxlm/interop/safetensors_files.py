@@ -195,14 +195,13 @@ def _check_offsets(path: Path, header: Mapping[str, Any], size: int) -> None:
                 f"{start} to {end}"
             )
         spans.append((start, end, name))
-    spans.sort()
-    last = 0
-    for (start, end, name), before in zip(spans, [None, *spans], strict=False):
+    last, before = 0, ""
+    for start, end, name in sorted(spans):
         if start < last:
-            raise ConfigError(f"{path}: tensors {before[2]} and {name} overlap at byte {start}")
+            raise ConfigError(f"{path}: tensors {before} and {name} overlap at byte {start}")
         if start > last:
             raise ConfigError(f"{path}: no tensor holds the bytes {last} to {start}")
-        last = end
+        last, before = end, name
     if last != size:
         what = "truncated" if last > size else "longer than its tensors"
         raise ConfigError(

@@ -9,6 +9,7 @@ import pathlib
 import platform
 import threading
 import warnings
+from typing import Any
 
 _HIT = "/jax/compilation_cache/cache_hits"
 _BACKEND = "/jax/core/compile/backend_compile_duration"
@@ -63,7 +64,7 @@ def enable(cache_dir: str | os.PathLike | None = None) -> pathlib.Path | None:
     _listen()
     # A disk that is full slows the next start down, and is no matter of this run.
     warnings.filterwarnings("ignore", message="Error writing persistent compilation cache")
-    path = pathlib.Path(cache_dir or jax.config.jax_compilation_cache_dir or default_dir())
+    path = pathlib.Path(cache_dir or _setting("jax_compilation_cache_dir") or default_dir())
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -75,6 +76,12 @@ def enable(cache_dir: str | os.PathLike | None = None) -> pathlib.Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
+
+
+def _setting(name: str) -> Any:
+    import jax
+
+    return getattr(jax.config, name)  # set on it at run time, each
 
 
 def counts() -> CompileCounts:
@@ -89,11 +96,9 @@ def programs_named(*names: str) -> int:
 
 def default_dir() -> pathlib.Path:
     """`$XDG_CACHE_HOME/jaxlm/xla/<jaxlib>-<platform>-<hash of the CPU's features>`."""
-    import jax
-
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     # The device kind would need a backend; JAX's own key of each program holds it.
-    platforms = (jax.config.jax_platforms or "default").replace(",", "_")
+    platforms = (_setting("jax_platforms") or "default").replace(",", "_")
     features = hashlib.sha256(_cpu_features().encode()).hexdigest()[:12]
     name = f"{importlib.metadata.version('jaxlib')}-{platforms}-{features}"
     return pathlib.Path(cache) / "jaxlm" / "xla" / name
@@ -121,15 +126,15 @@ def _listen() -> None:
             with _counts_lock:
                 _counts = dataclasses.replace(_counts, from_cache=_counts.from_cache + 1)
 
-    def on_duration(event: str, seconds: float, fun_name: str = "", **_) -> None:
+    def on_duration(event: str, duration_secs: float, **about: Any) -> None:
         global _counts
         if event in (_BACKEND, _LOWERING):
             with _counts_lock:
-                _by_name[fun_name] += event == _BACKEND
+                _by_name[str(about.get("fun_name", ""))] += event == _BACKEND
                 _counts = dataclasses.replace(
                     _counts,
                     programs=_counts.programs + (event == _BACKEND),
-                    seconds=_counts.seconds + seconds,
+                    seconds=_counts.seconds + duration_secs,
                 )
 
     monitoring.register_event_listener(on_event)

@@ -25,7 +25,7 @@ def fingerprint(params: Params) -> str:
     for path, leaf in trees.flatten(params).items():
         array = np.ascontiguousarray(checkpoints.on_host(leaf))
         digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

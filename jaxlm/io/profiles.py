@@ -53,14 +53,16 @@ def summarize(events: list[tuple[float, float, str, str]]) -> Profile | None:
     """events: (start, end, operation, program), in nanoseconds."""
     if not events:
         return None
-    seconds, counts = collections.Counter(), collections.Counter()
+    seconds: dict[tuple[str, str], float] = collections.defaultdict(float)
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
     busy, gap, covered = 0.0, 0.0, min(start for start, *_ in events)
     first = covered
-    for start, end, *operation in sorted(events):
-        seconds[tuple(operation)] += (end - start) / 1e9
-        counts[tuple(operation)] += 1
+    for start, end, name, program in sorted(events):
+        seconds[name, program] += (end - start) / 1e9
+        counts[name, program] += 1
         gap = max(gap, start - covered)
         busy += max(0.0, end - max(start, covered))
         covered = max(covered, end)
-    operations = [Operation(*key, time, counts[key]) for key, time in seconds.most_common()]
+    longest = sorted(seconds.items(), key=lambda item: -item[1])
+    operations = [Operation(*key, seconds=time, count=counts[key]) for key, time in longest]
     return Profile(operations, busy / 1e9, (covered - first) / 1e9, gap / 1e9)

@@ -40,11 +40,11 @@ def first_difference(a: str | os.PathLike, b: str | os.PathLike) -> str | None:
         line = _first_line(*((run / name).read_bytes().splitlines() for run in (a, b)))
         if line is not None:
             return f"{name}, {line}"
-    found = [checkpoints.newest_good(run) for run in (a, b)]
-    steps = [None if each is None else each[1]["step"] for each in found]
-    if None in steps or steps[0] != steps[1]:
+    one, other = (checkpoints.newest_good(run) for run in (a, b))
+    steps = [None if each is None else each[1]["step"] for each in (one, other)]
+    if one is None or other is None or steps[0] != steps[1]:
         return f"newest good checkpoint: of step {steps[0]} against {steps[1]}"
-    return _first_leaf(*(read_leaves(path) for path, _ in found))
+    return _first_leaf(read_leaves(one[0]), read_leaves(other[0]))
 
 
 def _first_line(a: list[bytes], b: list[bytes]) -> str | None:

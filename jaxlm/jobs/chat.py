@@ -4,10 +4,11 @@ import codecs
 import contextlib
 import dataclasses
 import datetime
+import io
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -21,8 +22,9 @@ from jaxlm.io import compile_cache
 from jaxlm.jobs import Launch
 from jaxlm.jobs.sample import weights_to_read
 from jaxlm.jobs.sample_flags import sampling_of
-from jaxlm.jobs.setup import TrainedRun, check_choice, decoding_model, open_run, require_workdir
+from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
 from jaxlm.jobs.sources import usage_of_source
+from jaxlm.models import kinds
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer
 from jaxlm.tokenizers.chat import (
@@ -101,7 +103,7 @@ class Chat:
         cfg = run.cfg.model
         if isinstance(cfg, TransformerConfig) and cfg.max_positions is None:
             cfg = dataclasses.replace(cfg, context_length=context)
-        model = decoding_model(cfg)
+        model = kinds.build(cfg)  # no text grows past the context
         self.streamer = Streamer(model, weights_to_read(model, run.settled))
         self.tokenizer, self.format = run.tokenizer, format
         self.sampling = traced_sampling(model, **sampling)
@@ -114,7 +116,7 @@ class Chat:
         self.messages = list(self.start)
         self.num_dropped, self.num_read, self.cut = 0, 0, False
 
-    def reply(self, text: str) -> Iterator[str]:
+    def reply(self, text: str) -> Generator[str]:
         """Yields the text that each id of the answer adds, whole characters and perhaps none.
 
         When it is closed before the end, what came so far stays as the answer.
@@ -206,7 +208,8 @@ def answer(chat: Chat, text: str) -> None:
 
 def lines_of_user() -> Iterator[str]:
     """What is typed, or comes through a pipe, a message a line."""
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # and not what a test has put there
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin)
         return

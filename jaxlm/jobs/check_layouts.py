@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.analysis.hlo import Collective, collectives
@@ -182,7 +183,7 @@ def train(cfg: RunConfig, optim: OptimConfig) -> Trained:
     cfg = dataclasses.replace(cfg, optim=dataclasses.replace(optim, clip_norm=cfg.optim.clip_norm))
     specs = kinds.param_specs(cfg.model)
     layout = layout_of(cfg, specs)
-    token_bytes = np.ones(cfg.model.vocab_size, np.int32)
+    token_bytes = np.ones(cfg.model.vocab_size or 0, np.int32)
     program = place_program(cfg, token_bytes, layout, hyper_values(cfg), **backends_of(cfg).options)
     state, losses, gradients = program.init(), [], {}
     if cfg.lora.rank is not None:
@@ -209,7 +210,7 @@ def random_batch(cfg: RunConfig, step: int) -> Batch:
     """[1, B, S] random tokens, of which some targets do not count: unequal weights a device."""
     rng = np.random.default_rng(step)
     shape = (1, cfg.data.batch_size, cfg.model.context_length)
-    tokens, targets = rng.integers(cfg.model.vocab_size, size=(2, *shape)).astype(np.int32)
+    tokens, targets = rng.integers(cfg.model.vocab_size or 0, size=(2, *shape)).astype(np.int32)
     middle = np.full(shape, 1, np.int32)
     middle[..., shape[-1] // 2 :] = 2
     return Batch(
@@ -247,7 +248,7 @@ def unequal_replicas(state: TrainState) -> list[str]:
     unequal = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = leaf
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(leaf)
         parts: dict[str, set[bytes]] = {}
         for shard in array.addressable_shards:

@@ -104,7 +104,7 @@ def main(launch: Launch) -> int:
 def program_of(cfg: RunConfig, layout: Layout, attention: Choice | None) -> PlacedProgram:
     """The training program for the devices of a layout; no text is read."""
     backends = backends_of(cfg, layout, platform_of(layout), attention)
-    token_bytes = np.ones(cfg.model.vocab_size, np.int32)
+    token_bytes = np.ones(cfg.model.vocab_size or 0, np.int32)
     return place_program(cfg, token_bytes, layout, hyper_values(cfg), **backends.options)
 
 
@@ -135,7 +135,7 @@ def show_plan(
             print(f"\n{'to change ' + ' '.join(flags) if flags else 'nothing to change'}")
             return 0
         # Our count is too small by as much; the next must fit with that to spare.
-        most = min(most, limit * best.held.total / max(needed, 1.02 * best.held.total))
+        most = min(most or limit, limit * best.held.total / max(needed, 1.02 * best.held.total))
     print(f"\nno plan found: {plan.NOTHING_FITS}")
     return 1
 
@@ -271,10 +271,11 @@ def show_bound(
         print_table([["a device in a step", "number", "MB"], *rows])
     kind = layout.mesh.devices.flat[0].device_kind
     alone = plan.least_time(cfg, layout, state, sent or {}, attention, kind)
-    if alone is None:
+    peak = flops.peak_flops(kind, "bfloat16")
+    if alone is None or peak is None:
         print(f"{kind}: its speed is not known, so no bound on the time of a step")
         return
-    least, peak = max(alone), flops.peak_flops(kind, "bfloat16")
+    least = max(alone)
     print(
         f"at least {least * 1e3:.1f} ms a step: arithmetic {alone.compute_s * 1e3:.1f}, memory "
         f"{alone.memory_s * 1e3:.1f}, network {alone.network_s * 1e3:.1f} ms if each were alone"

@@ -1,8 +1,9 @@
 """From the command line to a RunConfig."""
 
 import dataclasses
-import importlib.util
+import importlib.machinery
 import pathlib
+import types
 from typing import Any
 
 from jaxlm.core.config import FLAG, ConfigError, apply_overrides, from_dict
@@ -40,10 +41,11 @@ def read_config(path: str | pathlib.Path) -> Any:
 
 def run_file(path: pathlib.Path, flag: str, function: str, *args: Any) -> Any:
     """What a function of a .py file gives; what goes wrong in it is one line behind `flag`."""
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(module_spec)
+    loader = importlib.machinery.SourceFileLoader(path.stem, str(path))
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
     try:
-        module_spec.loader.exec_module(module)
+        loader.exec_module(module)
         return getattr(module, function)(*args)
     except ConfigError as error:
         raise ConfigError(str(error) if FLAG in str(error) else f"{flag}: {error}") from None

@@ -133,7 +133,7 @@ def arithmetic() -> tuple[str, str | None]:
     import numpy as np
 
     a, b = np.random.default_rng(0).normal(size=(2, 128, 128)).astype(np.float32)
-    exact = np.float64(a) @ np.float64(b)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
     off = float(np.abs(np.asarray(jnp.dot(a, b)) - exact).max() / np.abs(exact).max())
     if off < 1e-5:
         return f"a float32 product is right to {off:.0e}", None

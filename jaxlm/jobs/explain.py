@@ -37,7 +37,7 @@ def main(launch: Launch) -> int:
     most = min(int((MOST_WEIGHTS / N / H) ** 0.5), cfg.max_positions or len(ids))
     if not 2 <= len(ids) <= max(2, most):
         raise ConfigError(f"--prompt: has {len(ids)} tokens, expected 2 to {most} for this model")
-    seen = jax.jit(functools.partial(explain, cfg=cfg, k=min(TOP, cfg.vocab_size)))(run.params, ids)
+    seen = jax.jit(functools.partial(explain, cfg=cfg, k=min(TOP, cfg.sizes.V)))(run.params, ids)
     seen = jax.tree.map(np.asarray, seen)
     explained = Explained(
         where=str(folder),

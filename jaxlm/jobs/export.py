@@ -10,6 +10,7 @@ from jaxlm.io import workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
 from jaxlm.jobs.sources import USAGE_FILE
+from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import hugging_face
 
 
@@ -25,6 +26,11 @@ def main(launch: Launch) -> int:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--target={target}: is there already; choose another folder")
     run = open_run(folder, flags.checkpoint)
+    model = run.cfg.model
+    if not isinstance(model, TransformerConfig):
+        raise ConfigError(
+            f"--workdir={folder}: model.kind={model.kind}: only kind=transformer can be exported"
+        )
     if flags.format == "peft" and not run.adapters:
         raise ConfigError(f"--format=peft: {folder} has no adapters; leave it out for the model")
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -32,9 +38,9 @@ def main(launch: Launch) -> int:
         unfinished.mkdir(parents=True)
         if flags.format == "peft":
             base, cfg = run.cfg.train.init_from, run.cfg
-            peft_files.save_adapters(unfinished, cfg.model, cfg.lora, run.adapters, base)
+            peft_files.save_adapters(unfinished, model, cfg.lora, run.adapters, base)
         else:
-            _write_model(unfinished, folder, run)
+            _write_model(unfinished, folder, run, model)
         os.replace(unfinished, target)
     except OSError as error:
         raise ConfigError(f"--target={target}: cannot be written: {error.strerror}") from None
@@ -45,8 +51,10 @@ def main(launch: Launch) -> int:
     return 0
 
 
-def _write_model(target: pathlib.Path, folder: pathlib.Path, run: TrainedRun) -> None:
-    pretrained.save_weights(target, run.cfg.model, run.params)
+def _write_model(
+    target: pathlib.Path, folder: pathlib.Path, run: TrainedRun, model: TransformerConfig
+) -> None:
+    pretrained.save_weights(target, model, run.params)
     usage_file = folder / USAGE_FILE
     usage = workdir.load_json(usage_file, dict) if usage_file.exists() else {}
     if run.tokenizer.kind == "characters":

@@ -24,6 +24,7 @@ from jaxlm.jobs.sources import (
 )
 from jaxlm.models import kinds
 from jaxlm.models.lora import LoraConfig
+from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import TokenizerConfig, save_tokenizer
 from jaxlm.train.config import RunConfig
 
@@ -40,6 +41,8 @@ def main(launch: Launch) -> int:
     check_same_model(base.cfg.model, cfg.model, f"{given}: an import keeps")
     params, adapter_cfg = base.params, LoraConfig()
     if adapter:
+        if not isinstance(cfg.model, TransformerConfig):
+            raise ConfigError(f"{given}: a {cfg.model.kind}; adapters of PEFT are of transformers")
         adapter_cfg, params = peft_files.load_adapters(adapter, cfg.model)
     path = folder / TOKENIZER_FILE
     tokenizer = TokenizerConfig(kind=base.tokenizer.kind, path=str(path))
@@ -53,10 +56,8 @@ def main(launch: Launch) -> int:
         workdir.save_json(folder / PROVENANCE_FILE, provenance.collect(cfg.seed))
         _save_weights(folder, base, params, str(adapter or cfg.train.init_from))
         workdir.save_config(folder, cfg)  # last: a folder with it is whole
-    sizes = cfg.model.sizes
     print(
-        f"imported  {count_params(base.model.specs):,} parameters: {sizes.N} layers, width "
-        f"{sizes.D}, {sizes.H} heads, context {cfg.model.context_length}; "
+        f"imported  {count_params(base.model.specs):,} parameters: {cfg.model.summary}; "
         f"{base.tokenizer.vocab_size} {base.tokenizer.kind}"
     )
     if adapter:
@@ -93,5 +94,7 @@ def _config(launch: Launch, source: str | None) -> RunConfig:
         )
     cfg = apply_overrides(cfg, {"train.init_from": source} | launch.overrides)
     if cfg.model.vocab_size is None:
-        cfg = with_vocabulary(cfg, tokenizer_of_source(cfg))
+        tokenizer = tokenizer_of_source(cfg)
+        assert tokenizer is not None  # since there is a source
+        cfg = with_vocabulary(cfg, tokenizer)
     return cfg

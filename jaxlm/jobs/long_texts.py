@@ -50,7 +50,7 @@ def map_in_order(
       ConfigError: as the function does, or a process ended before its time.
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    workers: list[Connection] = []  # item n goes to worker n modulo their number
+    workers: list[Any] = []  # item n goes to worker n modulo their number
     num_items = num_results = 0
     with contextlib.ExitStack() as stack:
         for item in items:

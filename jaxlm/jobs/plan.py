@@ -58,7 +58,7 @@ def candidates(cfg: RunConfig, devices: Sequence[Any], attention: Choice | None)
     """Every way to run the step of `cfg` that divides among the devices, the fastest first."""
     model = kinds.param_specs(cfg.model)
     kind = devices[0].device_kind
-    program = make_program(cfg, np.ones(cfg.model.vocab_size, np.int32))
+    program = make_program(cfg, np.ones(cfg.model.vocab_size or 0, np.int32))
     shapes = jax.eval_shape(lambda: program.init(cfg.seed, hyper_values(cfg)))
     frozen = {} if cfg.lora.rank is None else model
     has_remat = "remat" in {field.name for field in dataclasses.fields(cfg.model)}
@@ -84,6 +84,7 @@ def candidates(cfg: RunConfig, devices: Sequence[Any], attention: Choice | None)
                 sent = estimates.sent(each, layout)
                 counted = (each, layout, state, sent, attention)
                 bound = least_time(*counted, kind) or least_time(*counted, NOMINAL)
+                assert bound is not None  # the speed of NOMINAL is known
                 found.append(Candidate(each, layout, held, bound))
     return sorted(found, key=lambda each: each.time)
 

@@ -183,7 +183,7 @@ class Recorder:
             if line := low_disk(self._checkpoints, 2 * size, "this checkpoint and the next"):
                 self._told_of_disk = True
                 self.note(line)
-        extra = {
+        extra: dict[str, Any] = {
             "tokenizer": self.data.tokenizer.fingerprint,
             "corpus": self.data.corpus.fingerprint,
         }

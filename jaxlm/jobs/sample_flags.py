@@ -85,7 +85,8 @@ def stop_ids_of(stop: str | None, folder: pathlib.Path, tokenizer: Tokenizer) ->
     """The token at which a text ends: that of --stop, else the one that an imported run names."""
     if stop is None:
         path = folder / USAGE_FILE
-        stop = load_json(path).get("eos_token", "none") if path.is_file() else "none"
+        usage = load_json(path, dict) if path.is_file() else {}
+        stop = str(usage.get("eos_token", "none"))
     if stop == "none":
         return []
     try:

@@ -20,9 +20,8 @@ from jaxlm.io import checkpoints, frozen
 from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch, long_texts
 from jaxlm.models import kinds, lora
-from jaxlm.models.api import LanguageModel
+from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.models.backends import Choice, choose_attend, choose_linear, choose_unroll
-from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxlm.train.config import RunConfig
@@ -165,7 +164,7 @@ def backends_of(
 
 
 def layout_of(
-    cfg: RunConfig, specs: dict[str, Any], devices: Sequence[jax.Device] | None = None
+    cfg: RunConfig, specs: dict[str, Any], devices: Sequence[Any] | None = None
 ) -> Layout:
     """Where the arrays of a run lie that trains a model with `specs`.
 
@@ -178,7 +177,7 @@ def layout_of(
     return make_layout(cfg.mesh, specs, num_rows=rows, devices=devices)
 
 
-def decoding_model(cfg: AnyModelConfig) -> LanguageModel:
+def decoding_model(cfg: ModelConfig) -> LanguageModel:
     """The model to write text with."""
     return kinds.build(cfg.to_decode())
 

@@ -75,7 +75,7 @@ def prompt_ids(text: str, tokenizer: Tokenizer, usage: dict[str, Any]) -> np.nda
         ids = tokenizer.encode(text, allow_special=True)
     except ConfigError as error:
         raise ConfigError(f"--prompt: {error}") from None
-    first = tokenizer.special_ids.get(usage.get("bos_token"))
+    first = tokenizer.special_ids.get(usage.get("bos_token", ""))
     if not usage.get("add_bos_token") or first is None or ids[:1].tolist() == [first]:
         return ids
     return np.concatenate([[first], ids]).astype(np.int32)
@@ -88,7 +88,7 @@ def open_base(cfg: RunConfig, model: LanguageModel, layout: Layout | None = None
       ConfigError: nothing there, or no checkpoint; its weights are of other shapes than `cfg.model`
         has, or cfg.model would compute something else with a base that adapters are added to.
     """
-    source = cfg.train.init_from
+    source = str(cfg.train.init_from)
     specs = kinds.param_specs(_require(source).model)
     try:
         params_lib.check_params(params_lib.abstract_params(specs), model.specs)

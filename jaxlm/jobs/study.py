@@ -27,7 +27,13 @@ from jaxlm.jobs.configs import run_file
 from jaxlm.jobs.devices import one_cpu_device_per_core
 from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
 from jaxlm.jobs.signals import stop_requests
-from jaxlm.reports.study_report import REPORT, StudyReport, write_index, write_study_report
+from jaxlm.reports.study_report import (
+    REPORT,
+    IndexEntry,
+    StudyReport,
+    write_index,
+    write_study_report,
+)
 
 ALL = "all"
 CELLS = "cells"
@@ -133,10 +139,10 @@ def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> i
                     continue
                 timings.append({"cell": place, "what": describe(cell, cells), **record})
                 print(f"{label}  {record['seconds']:.1f} s", flush=True)
-                if stopped():
-                    print(f"stopped   by {stopped().name}; finished cells are kept, go on with:")
+                if (by := stopped()) is not None:
+                    print(f"stopped   by {by.name}; finished cells are kept, go on with:")
                     print(f"          python launch.py --experiment={name} --workdir={folder}")
-                    return 128 + stopped()
+                    return 128 + by
         # Of all launches, and not of other studies in this process.
         programs = sum(r["programs"] for r in metric_log.read(folder / TIMINGS_FILE))
         print(f"programs  {programs} compiled for {len(cells)} cells", flush=True)
@@ -238,7 +244,7 @@ def run_all(launch: Launch) -> int:
     return 0
 
 
-def index_entry(folder: pathlib.Path) -> dict[str, Any]:
+def index_entry(folder: pathlib.Path) -> IndexEntry:
     results = load_results(folder)
     study = open_study(results.study)
     return {

@@ -101,10 +101,10 @@ def main(launch: Launch) -> int:
             print(f"group     {number + 1}/{len(groups)}: {len(places)} points", flush=True)
             text = data(group.cfg)
             train_points(configs, group, places, text, bases[number], folder, stopped)
-            if stopped():
-                print(f"stopped   by {stopped().name}; finished points are kept, go on with:")
+            if (by := stopped()) is not None:
+                print(f"stopped   by {by.name}; finished points are kept, go on with:")
                 print(f"          python launch.py --sweep={launch.flags.sweep} --workdir={folder}")
-                return 128 + stopped()
+                return 128 + by
     missing = [p for p in range(len(sweep.points)) if not is_finished(folder, p)]
     if missing:
         print(f"finished  {len(sweep.points) - len(missing)} of {len(sweep.points)} points")

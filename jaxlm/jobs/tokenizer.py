@@ -79,7 +79,7 @@ def _folder(given: str | None) -> Iterator[pathlib.Path]:
 def _trained(corpus: Corpus, cfg: TokenizerConfig) -> Tokenizer:
     if cfg.kind != "bpe" or cfg.path is not None:
         return tokenizer_of(corpus, cfg)
-    num_merges = cfg.vocab_size - 256 - len(cfg.special_tokens)
+    num_merges = (cfg.vocab_size or 0) - 256 - len(cfg.special_tokens)
     with make_progress(num_merges, unit="merge", first="counting pre-tokens") as progress:
         return tokenizer_of(corpus, cfg, on_merge=progress.update)
 

@@ -17,6 +17,7 @@ from jaxlm.core.config import FLAG, ConfigError, diff
 from jaxlm.data.batches import batch_at, num_windows
 from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
 from jaxlm.jobs import Launch, bad_steps, preflight, processes
+from jaxlm.jobs.bad_steps import BadStep
 from jaxlm.jobs.configs import launch_config
 from jaxlm.jobs.devices import memory_of
 from jaxlm.jobs.profiler import Profiler
@@ -96,7 +97,7 @@ def main(launch: Launch) -> int:
     check_batches(cfg)
     program = program_of(cfg, data, layout, backends, hypers)
     limit, attention = memory_of(layout), backends.attention
-    done = saved is not None and finished(folder, cfg) is not None
+    done = saved is not None and folder is not None and finished(folder, cfg) is not None
     if not (done or preflight.has_room(cfg, layout, program, attention, limit)):
         return 2
     base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
@@ -323,15 +324,15 @@ def _train(
                 steps_per_call=cfg.train.steps_per_call,
                 hooks=[recorder.after_call, profiler.after_call],
             )
-            if recorder.bad is None:
+            if (bad := recorder.bad) is None:
                 break
-            if cfg.train.on_nonfinite != "skip":
-                state = None  # it is lost, and its memory needed
-            examine_bad_step(cfg, folder, data, backends, recorder, replay)
             if cfg.train.on_nonfinite == "skip":
                 start = int(state.step)
             else:
-                start, passed = go_back(cfg, recorder)
+                del state  # it is lost, and its memory needed
+            examine_bad_step(cfg, folder, data, backends, recorder, bad, replay)
+            if cfg.train.on_nonfinite != "skip":
+                start, passed = go_back(cfg, recorder, bad)
                 state = replay(start)
                 recorder.passed_over = passed
                 recorder.roll_back(start, state)
@@ -358,10 +359,10 @@ def examine_bad_step(
     data: Data,
     backends: Backends,
     recorder: Recorder,
+    bad: BadStep,
     replay: Callable[[int], TrainState],
 ) -> None:
-    """Finds out about `recorder.bad` and says it; `bad_steps.examine` tells what is kept."""
-    bad = recorder.bad
+    """Finds out about a bad step and says it; `bad_steps.examine` tells what is kept."""
     recorder.note(f"bad step  {bad.step}: {bad.problem}")
     if jax.process_count() > 1:
         recorder.note("          not looked into: of several processes none can run it op by op")
@@ -372,13 +373,13 @@ def examine_bad_step(
         recorder.note(f"          {line}")
 
 
-def go_back(cfg: RunConfig, recorder: Recorder) -> tuple[int, Ranges]:
-    """The step to go on from after `recorder.bad`, and the batches that are then passed over.
+def go_back(cfg: RunConfig, recorder: Recorder, bad: BadStep) -> tuple[int, Ranges]:
+    """The step to go on from after a bad one, and the batches that are then passed over.
 
     Raises:
       NonFiniteError: the config says to stop, or enough batches were passed over.
     """
-    train, bad = cfg.train, recorder.bad
+    train = cfg.train
     if train.on_nonfinite == "stop":
         raise NonFiniteError(
             f"step {bad.step}: {bad.problem}; the last checkpoint is good. Lower optim.peak_lr or "

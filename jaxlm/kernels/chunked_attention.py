@@ -9,7 +9,7 @@ Source: Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory"; Dao 
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def attend(
     queries = pad_to_blocks(jnp.moveaxis(q.reshape(B, S, K, H // K, Dh), 1, 3), 3, block_q)
     keys, values = (pad_to_blocks(jnp.swapaxes(x, 1, 2), 2, block_k) for x in (k, v))
     layout = _Layout(block_q, block_k, causal, window, in_order)
-    out = _attend(queries, keys, values, softcap, marks, layout)
+    out = cast(Array, _attend(queries, keys, values, softcap, marks, layout))
     return jnp.moveaxis(out[:, :, :, :S], 3, 1).reshape(B, S, H, Dh)
 
 

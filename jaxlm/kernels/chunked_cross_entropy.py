@@ -9,7 +9,7 @@ plain products.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def chunked_cross_entropy(
         raise ValueError(f"the head's vocabulary axes differ in size: {sorted(num_ids)}")
     [vocab_size] = num_ids
     cuts = _Cuts(tuple(jax.tree.leaves(axes)), vocab_size, min(chunk, vocab_size))
-    return TokenScores(*_scores(head, x, targets, logits_of, cuts))
+    return TokenScores(*cast(tuple, _scores(head, x, targets, logits_of, cuts)))
 
 
 class _Cuts(NamedTuple):
@@ -121,7 +121,7 @@ def _which(targets, i, start, cuts):
 
 
 def _save(head, x, targets, logits_of, cuts):
-    scores = _scores(head, x, targets, logits_of, cuts)
+    scores = cast(tuple, _scores(head, x, targets, logits_of, cuts))
     return scores, (head, x, targets, scores[1])
 
 

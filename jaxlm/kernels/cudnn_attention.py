@@ -34,7 +34,7 @@ def attend(
     if q_positions is not None or kv_positions is not None:
         raise ValueError("attention by cudnn takes no positions; choose attention=chunked")
     mask = None
-    if q_segments is not None:
+    if q_segments is not None and kv_segments is not None:
         mask = (q_segments[:, :, None] == kv_segments[:, None, :])[:, None]
     out = jax.nn.dot_product_attention(
         q,

@@ -12,10 +12,11 @@ Source: Dao 2023, "FlashAttention-2", algorithms 1 and 2.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -63,7 +64,7 @@ def attend(
       ValueError: a traced softcap, since the kernels are compiled for one number; or query heads
         that do not divide among the key heads.
     """
-    if isinstance(softcap, jax.core.Tracer):
+    if isinstance(softcap, Tracer):
         raise ValueError("attention by flash takes no traced softcap; choose attention=chunked")
     S, T = q.shape[1], k.shape[1]
     if q.shape[2] % k.shape[2]:
@@ -160,8 +161,8 @@ def _run(kernel, inputs, outputs, sums, layout, over_queries=False):
     (B, H, S, Dh), (K, T), M = q.shape, k.shape[1:3], marks.shape[1]
     block_q, block_k, group = layout.block_q, layout.block_k, H // K
     # How far before and after its own positions a block of queries reads.
-    bounded = layout.in_order and layout.window is not None
-    before = layout.window - 1 if bounded else S + T
+    window = layout.window if layout.in_order else None
+    before = S + T if window is None else window - 1
     after = 0 if layout.in_order and layout.causal else before
     if over_queries:
         walk = _Walk(block_k, block_q, S // block_q, after, before)
@@ -189,7 +190,7 @@ def _run(kernel, inputs, outputs, sums, layout, over_queries=False):
 
         return pl.BlockSpec((None,) * (len(shape) - 2) + block, at)
 
-    order = ["parallel"] * 3 + ["arbitrary" if over_queries else "parallel", "arbitrary"]
+    order: list[Any] = ["parallel"] * 3 + ["arbitrary" if over_queries else "parallel", "arbitrary"]
     return pl.pallas_call(
         functools.partial(kernel, walk=walk, layout=layout),
         grid=(B, K, T // block_k if over_queries else S // block_q, group, walk.steps),
@@ -273,7 +274,7 @@ def _dq_kernel(*refs, walk, layout):
 
     @pl.when(met)
     def add_keys():
-        _, d_scores = _gradients(*inputs, j, layout)
+        _, d_scores = _gradients(*inputs, j=j, layout=layout)
         acc[...] += _product(k[...], d_scores.astype(k.dtype), 0, 0)
 
     @pl.when(step == walk.steps - 1)
@@ -294,7 +295,7 @@ def _dkv_kernel(*refs, walk, layout):
 
     @pl.when(met)
     def add_queries():
-        weights, d_scores = _gradients(*inputs, j, layout)
+        weights, d_scores = _gradients(*inputs, j=j, layout=layout)
         dk_acc[...] += _product(d_scores.astype(q.dtype), q[...], 1, 0)
         dv_acc[...] += _product(weights.astype(d_out.dtype), d_out[...], 1, 0)
 

@@ -4,7 +4,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxlm.models import bigram, convolution, mlp, recurrent, transformer
-from jaxlm.models.api import LanguageModel
+from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.models.bigram import BigramConfig
 from jaxlm.models.convolution import ConvolutionConfig
 from jaxlm.models.mlp import MlpConfig
@@ -27,6 +27,6 @@ def param_specs(cfg: AnyModelConfig) -> dict[str, Any]:
     return _MODULES[type(cfg)].param_specs(cfg)
 
 
-def build(cfg: AnyModelConfig, **options: Any) -> LanguageModel:
+def build(cfg: ModelConfig, **options: Any) -> LanguageModel:
     """The config's model; options: those of its own `build`."""
     return _MODULES[type(cfg)].build(cfg, **options)

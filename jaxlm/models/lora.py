@@ -132,8 +132,7 @@ def uniform_columns(key: Array, spec: ParamSpec) -> Array:
     return jax.vmap(column, out_axes=-1)(jnp.arange(rank))
 
 
-@struct.dataclass
-class AdaptedWeight:
+class AdaptedWeight(struct.PyTreeNode):
     """W + scale * A B, summed in float32 at the moment an operation of JAX takes it as an array.
 
     base: [N, in..., out...]; a: [N, in..., R]; b: [N, R, out...]; scale: [N]. A scan over layers

@@ -62,9 +62,9 @@ class Fitted(NamedTuple):
     params: Params
 
 
-def fit(cfg: NgramConfig, ids: np.ndarray, vocab_size: int) -> Fitted:
+def fit(cfg: NgramConfig, text: np.ndarray, vocab_size: int) -> Fitted:
     """Counts the n-grams of one text, i32[T] with T at least `order`."""
-    ids = jnp.asarray(ids, jnp.int32)
+    ids = jnp.asarray(text, jnp.int32)
     if ids.ndim != 1 or len(ids) < cfg.order:
         raise ValueError(f"expected a row of at least order={cfg.order} ids, got {ids.shape}")
     words = jnp.arange(vocab_size)

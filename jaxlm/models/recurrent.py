@@ -170,9 +170,9 @@ def run_layers(
 
     x = constrain(params["embed"], ("vocab", "embed_act"))[tokens]
     x = constrain(x, ("batch", "seq", "embed_act"))
-    per_layer = (params["blocks"], state, None if key is None else keys[:-1])
+    per_layer = (params["blocks"], state, None if keys is None else keys[:-1])
     x, state = jax.lax.scan(layer, x, per_layer)
-    return drop(x, rate, None if key is None else keys[-1]), state
+    return drop(x, rate, None if keys is None else keys[-1]), state
 
 
 def zero_state(cfg: RecurrentConfig, batch_size: int) -> tuple[Array, ...]:

@@ -160,8 +160,7 @@ class Sizes(NamedTuple):
     Dh: int
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(struct.PyTreeNode):
     """Keys and values of the tokens so far.
 
     k, v: for each layer [B, K, T, Dh] in the compute dtype, apart so that a step writes its tokens
@@ -252,7 +251,16 @@ def _identity(x, axes):
 
 
 def block(
-    x, w, cfg, *, angles, attend, constrain=_identity, linear=plain_linear, key=None, dropout=0.0
+    x,
+    w,
+    cfg,
+    *,
+    angles,
+    attend,
+    constrain=_identity,
+    linear=plain_linear,
+    key=None,
+    dropout: Any = 0.0,
 ):
     """One layer: attention, then feed-forward, each a branch of the residual stream.
 
@@ -272,7 +280,7 @@ def block(
         if cfg.qk_norm:
             q, k = rms_norm(q, w["q_norm"], cfg.norm_eps), rms_norm(k, w["k_norm"], cfg.norm_eps)
         if angles is not None:
-            q, k = (apply_rope(y, *angles, cfg.rope_layout) for y in (q, k))
+            q, k = (apply_rope(y, *angles, layout=cfg.rope_layout) for y in (q, k))
         out, extra = attend(q, k, v)
         return add_bias(linear(out, w["wo"], 2), w.get("bo")), extra
 
@@ -411,9 +419,9 @@ def run_layers(
         x = x if probe is None else x + probe
         return block(x, w, cfg, key=key, dropout=rate, **options)
 
-    x = drop(x, rate, None if key is None else keys[-1])
+    x = drop(x, rate, None if keys is None else keys[-1])
     x = constrain(x, ("batch", "seq", "embed_act"))
-    per_layer = (None if key is None else keys[:-1], probes)
+    per_layer = (None if keys is None else keys[:-1], probes)
     x, _ = _scan_blocks(x, params, cfg, run_block, per_layer, unroll)
     return _norm(x, params, "final_norm", cfg) if cfg.norm_placement == "pre" else x
 

@@ -32,7 +32,7 @@ def attention_mask(
         mask &= distance >= 0
     if window is not None:
         mask &= jnp.abs(distance) < window
-    if q_segments is not None:
+    if q_segments is not None and kv_segments is not None:
         mask = mask & (q_segments[..., :, None] == kv_segments[..., None, :])
     return mask
 

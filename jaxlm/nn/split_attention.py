@@ -6,6 +6,8 @@ that of 4 groups 6 of 16 parts are never computed. All sizes are static; the gra
 Made of the plain one, it stands beside it and not in `jaxlm.kernels`.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array
@@ -33,16 +35,16 @@ def attend(
     """
     S, T = q.shape[1], k.shape[1]
     block_q = max(32, min(128, S // 4)) if block_q is None else block_q
-    kinds = {"causal": causal, "window": window, "softcap": softcap}
+    kinds: dict[str, Any] = {"causal": causal, "window": window, "softcap": softcap}
     if q_positions is not None or kv_positions is not None or not (causal or window):
-        segments = {"q_segments": q_segments, "kv_segments": kv_segments}
-        positions = {"q_positions": q_positions, "kv_positions": kv_positions}
-        return attention.attend(q, k, v, **kinds, **segments, **positions)
+        kinds |= {"q_segments": q_segments, "kv_segments": kv_segments}
+        kinds |= {"q_positions": q_positions, "kv_positions": kv_positions}
+        return attention.attend(q, k, v, **kinds)
     groups = []
     for start in range(0, S, block_q):
         end = min(start + block_q, S)
         low = 0 if window is None else max(start - window + 1, 0)
-        high = min(end if causal else end + window - 1, T)
+        high = min(end if causal or window is None else end + window - 1, T)
         rows, keys = slice(start, end), slice(low, high)
         groups.append(
             attention.attend(

@@ -19,7 +19,7 @@ def balanced_weights(counts: np.ndarray) -> np.ndarray:
     counts = np.asarray(counts, np.float64)
     if (counts < 1).any():
         raise ValueError(f"counts={counts.tolist()}: a class without an example has no weight")
-    return np.float32(counts.sum() / (len(counts) * counts))
+    return (counts.sum() / (len(counts) * counts)).astype(np.float32)
 
 
 def make_loss_fn(model: Classifier, *, class_weights: np.ndarray | None = None) -> Callable:

@@ -4,7 +4,7 @@ Its statistics are a part of the optimizer's state, so they are saved and restor
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def watch_loss(
             zero = jnp.zeros((), jnp.float32)
             return WatchState(zero, zero, zero, jnp.zeros((), bool), tx.init(params))
 
-        def update(updates, state, params=None, *, value):
+        def update(updates, state, params=None, *, value, **_):
             sigma = jnp.maximum(jnp.sqrt(state.variance), LEAST_SIGMA)
             limit = state.mean + num_sigmas * sigma
             spike = (state.count >= WARMUP) & (value > limit)
@@ -66,6 +66,6 @@ def watch_loss(
                 inner = jax.tree.map(lambda n, o: jnp.where(spike, o, n), inner, state.inner)
             return updates, WatchState(count, mean, variance, spike, inner)
 
-        return optax.GradientTransformationExtraArgs(init, update)
+        return optax.GradientTransformationExtraArgs(init, cast(Any, update))  # it needs `value`
 
     return build

@@ -73,7 +73,7 @@ def clip_by_global_norm(max_norm: Array | float) -> optax.GradientTransformation
         scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
         return jax.tree.map(lambda g: (g * scale).astype(g.dtype), updates), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _direction(name: str, hypers: Hypers, specs: dict) -> optax.GradientTransformation:

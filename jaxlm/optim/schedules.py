@@ -6,6 +6,7 @@ value and nothing is checked: `OptimConfig` has checked the ranges.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def schedule_table(
     return [(n, float(learning_rate(name, n, plain))) for n in sorted(steps)]
 
 
-def _float32(*values):
+def _float32(*values) -> Any:
     """The array module that fits the values, then the values in float32."""
     xp = jnp if any(isinstance(value, jax.Array) for value in values) else np
     return xp, *(xp.asarray(value, xp.float32) for value in values)

@@ -22,8 +22,8 @@ class Curve:
     """
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
     colour: str = FIRST
     smooth: bool = False
     points: bool = False
@@ -106,9 +106,9 @@ def running_average(y: np.ndarray, window: int) -> np.ndarray:
     return np.where(count > 0, mean, np.nan)
 
 
-def smoothed(y: Sequence[float]) -> np.ndarray:
+def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """The running average that shows where a noisy series goes; few values are left as they are."""
-    y = np.asarray(y, np.float64)
+    y = np.asarray(values, np.float64)
     return running_average(y, max(5, len(y) // 40 * 2 + 1)) if len(y) >= 40 else y
 
 

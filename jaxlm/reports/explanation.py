@@ -5,7 +5,7 @@ import io
 import math
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -220,7 +220,8 @@ def _image(weights: np.ndarray) -> str:
     pixels[..., :3] = _INK
     pixels[..., 3] = np.rint(255 * np.sqrt(np.clip(weights, 0, 1)))
     file = io.BytesIO()
-    imsave(file, pixels, format="png", metadata={"Software": None})
+    left_out: dict[str, Any] = {"Software": None}
+    imsave(file, pixels, format="png", metadata=left_out)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -138,8 +138,8 @@ def heat_map(
     name: str,
     title: str,
     caption: str,
-    row_labels: Sequence[Any],
-    column_labels: Sequence[Any],
+    row_labels: Sequence[Any] | np.ndarray,
+    column_labels: Sequence[Any] | np.ndarray,
     x_label: str,
     y_label: str,
     value_label: str,
@@ -181,8 +181,8 @@ def heat_maps(
     name: str,
     title: str,
     caption: str,
-    row_labels: Sequence[Any],
-    column_labels: Sequence[Any],
+    row_labels: Sequence[Any] | np.ndarray,
+    column_labels: Sequence[Any] | np.ndarray,
     x_label: str,
     y_label: str,
     value_label: str,
@@ -239,8 +239,10 @@ def _figure(name: str, title: str, caption: str, wide: bool, content: Any) -> Fi
 
 
 def _draw(figure: Figure, palette: style.Palette):
-    module = line_charts if isinstance(figure.content, LineCharts) else _heat_maps
-    return module.draw(figure.content, figure.title, _WIDE if figure.wide else _HALF, palette)
+    size = _WIDE if figure.wide else _HALF
+    if isinstance(figure.content, LineCharts):
+        return line_charts.draw(figure.content, figure.title, size, palette)
+    return _heat_maps.draw(figure.content, figure.title, size, palette)
 
 
 def _line_charts(panels, x_label, y_label, log_x, log_y, y_limits, x_ticks, references):

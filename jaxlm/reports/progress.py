@@ -30,7 +30,7 @@ def make_progress(
     return (_Bar if is_terminal else _Lines)(num_steps, start_step, unit, first)
 
 
-class _Progress:
+class Progress:
     """Decides when to show something, and words it; subclasses show it."""
 
     _interval_s: float  # the least time between two displays
@@ -66,6 +66,10 @@ class _Progress:
         if val_loss is not None or now - self._shown_s >= self._interval_s:
             self._show_latest(now)
 
+    def note(self, line: str) -> None:
+        """Prints a line beside what is shown."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Shows the last step, if it has not been, and ends the display."""
         if self._shown_step != self._step:
@@ -80,7 +84,7 @@ class _Progress:
             words.append(f"val {float(self._latest['val_loss']):.4f}")
         if "tokens_per_s" in self._latest:
             words.append(f"{_short(float(self._latest['tokens_per_s']))} tokens/s")
-        if self._clock_step < self._step < self._num_steps:
+        if self._clock_step is not None and self._clock_step < self._step < self._num_steps:
             per_step = (now - self._clock_s) / (self._step - self._clock_step)
             words.append(f"{_duration(per_step * (self._num_steps - self._step))} left")
         self._show("  ".join(words))
@@ -90,14 +94,14 @@ class _Progress:
     def _show(self, text: str) -> None:
         raise NotImplementedError
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *exc) -> None:
         self.close()
 
 
-class _Lines(_Progress):
+class _Lines(Progress):
     _interval_s = _LINE_INTERVAL_S
     _keep_val_loss = False
 
@@ -109,7 +113,7 @@ class _Lines(_Progress):
         print(text, flush=True)
 
 
-class _Bar(_Progress):
+class _Bar(Progress):
     _interval_s = _BAR_INTERVAL_S
     _keep_val_loss = True
 

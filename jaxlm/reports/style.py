@@ -79,7 +79,7 @@ def drawing(name: str, palette: Palette) -> Iterator[None]:
 
     from matplotlib import rc_context
 
-    settings: dict[str, Any] = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "text.parse_math": False,  # a dollar is a dollar

@@ -155,8 +155,9 @@ def _axis_figures(settings: Sequence[Setting], axes: list[tuple[str, ...]]) -> l
 
 def _line_figure(settings: Sequence[Setting], axis: tuple[str, ...], caption: str) -> Figure:
     x = [s.values[0][0] if len(axis) == 1 else _label(s.values[0]) for s in settings]
-    plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in x)
-    log_x = plain and min(x) > 0 and max(x) / min(x) >= _LOG_RATIO
+    numbers = [v for v in x if isinstance(v, int | float) and not isinstance(v, bool)]
+    plain = len(numbers) == len(x)
+    log_x = plain and min(numbers) > 0 and max(numbers) / min(numbers) >= _LOG_RATIO
     intervals = [s.interval for s in settings]
     if plain:
         order = np.argsort(x)

@@ -69,10 +69,10 @@ def tokenizer_from_gguf(fields: Mapping[str, Any], vocab_size: int, where: str) 
         raise ConfigError(
             f"{where}: tokenizer.ggml.pre={pre!r}: expected one of {', '.join(_GGUF_PATTERNS)}"
         )
-    tokens, kinds, lines = (
+    parts: list[Any] = [
         fields.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges")
-    )
-    parts = (tokens, kinds, lines)
+    ]
+    tokens, kinds, lines = parts
     if not all(isinstance(part, list) for part in parts) or len(tokens) != len(kinds):
         raise ConfigError(f"{where}: its tokens, token_type and merges do not belong together")
     numbered = list(enumerate(zip(tokens, kinds, strict=True)))
@@ -105,8 +105,8 @@ def usage_from_folder(folder: Path) -> dict[str, Any]:
     if template.is_file():
         found["chat_template"] = read_text(template)
     # A token is its text, or in older files a dict that holds it.
-    found = {key: v.get("content") if isinstance(v, dict) else v for key, v in found.items()}
-    usage = {key: found[key] for key in USAGE if isinstance(found.get(key), str)}
+    texts = {key: v.get("content") if isinstance(v, dict) else v for key, v in found.items()}
+    usage: dict[str, Any] = {key: text for key in USAGE if isinstance(text := texts.get(key), str)}
     document = folder / TOKENIZER_FILE
     first = _put_first(read_json(document).get("post_processor")) if document.is_file() else None
     if first is not None:
@@ -352,9 +352,9 @@ def _one_for_each_token(pairs: Iterable[tuple[bytes, bytes]]) -> list[tuple[byte
     """Of pairs in a row that make the same token, the one that the merges before them lead to."""
     ranks: dict[tuple[bytes, bytes], int] = {}
     for token, group in itertools.groupby(pairs, key=lambda pair: pair[0] + pair[1]):
-        group = list(group)
-        parts = tuple(_merged(token, ranks)) if len(group) > 1 else group[0]
-        ranks[parts if parts in group else group[0]] = len(ranks)
+        first, *others = group
+        parts = tuple(_merged(token, ranks))
+        ranks[next((pair for pair in others if pair == parts), first)] = len(ranks)
     return list(ranks)
 
 

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Tokenizer:
       content: JSON values from which the tokenizer can be made again.
     """
 
-    kind: str
+    kind: Literal["characters", "bytes", "bpe"]
     pieces: tuple[bytes, ...]
     special_ids: dict[str, int]
     unk_id: int | None
@@ -185,7 +185,7 @@ def with_specials(
 
 
 def _join(parts: Iterator[np.ndarray]) -> np.ndarray:
-    parts = list(parts)
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate([np.zeros(0, np.int32), *parts])
+    arrays = list(parts)
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate([np.zeros(0, np.int32), *arrays])

@@ -41,7 +41,7 @@ def train_tokenizer(
         tokenizer that differs from what the config says.
     """
     if config.path is not None:
-        return _load_as_configured(config)
+        return _load_as_configured(config, Path(config.path))
     if config.kind == "bytes":
         return byte_tokenizer(special_tokens=config.special_tokens)
     if config.kind == "characters":
@@ -60,7 +60,7 @@ def _train_bpe(config: TokenizerConfig, texts: Iterable[str], count, on_merge) -
     if not counts:
         raise ConfigError("a bpe tokenizer cannot be trained on an empty text")
     require_unicode("".join(counts))
-    num_merges = config.vocab_size - 256 - len(config.special_tokens)
+    num_merges = (config.vocab_size or 0) - 256 - len(config.special_tokens)
     merges = train_merges({word.encode(): n for word, n in counts.items()}, num_merges, on_merge)
     if len(merges) < num_merges:
         most = 256 + len(merges) + len(config.special_tokens)
@@ -75,8 +75,7 @@ def _ordinary(pieces: Iterator[tuple[str, bool]]) -> Iterator[str]:
     return (piece for piece, is_special in pieces if not is_special)
 
 
-def _load_as_configured(config: TokenizerConfig) -> Tokenizer:
-    path = Path(config.path)
+def _load_as_configured(config: TokenizerConfig, path: Path) -> Tokenizer:
     # The files of others say neither by which pattern text is cut nor, some, what is special.
     unsaid = {"pattern": config.pattern, "special_tokens": config.special_tokens}
     if path.suffix == ".tiktoken":

@@ -105,7 +105,7 @@ def held(cfg: RunConfig, layout: Layout, state: TrainState, layer: LayerBytes) -
     of_layers = device_bytes(state.params.get("blocks", {}))
     of_head = device_bytes(state.params.get("unembed", ()))
     kept = layer.number * layer.kept * rows
-    ids = -(-model.vocab_size // split_axes(layout).get("vocab", 1))
+    ids = -(-(model.vocab_size or 0) // split_axes(layout).get("vocab", 1))
     logits = LOGITS.get(platform, 1) * 4 * rows * S * min(ids, cfg.train.vocab_chunk or ids)
     again = int(INSIDE.get(platform, 1) * rows * (layer.whole - layer.kept))
     # The backward pass of the head, of the layers, and its end, when every gradient is there.
@@ -179,7 +179,7 @@ def sent(cfg: RunConfig, layout: Layout) -> dict[str, Collective]:
         found["all-gather"] += 4 * params_lib.count_params(specs)
     if mesh["tensor"] > 1:
         passes = 2 + 2 + 2 * (model.remat == "full")
-        stream = rows_of_device(cfg, layout) * parts * model.context_length * model.d_model
+        stream = rows_of_device(cfg, layout) * parts * model.context_length * (model.d_model or 0)
         found["all-reduce"] += passes * model.attention[0] * stream * width
     return {kind: Collective(0, num_bytes) for kind, num_bytes in found.items() if num_bytes}
 
@@ -206,7 +206,7 @@ def repeated_flops(cfg: RunConfig, keeps_attention: bool) -> float:
     keeps_attention: whether `model.remat=dots` keeps the results of attention.
     """
     (N, H, Dh), model = cfg.model.attention, kinds.build(cfg.model)
-    head = cfg.model.d_model * cfg.model.vocab_size
+    head = (cfg.model.d_model or 0) * (cfg.model.vocab_size or 0)
     attention = 2 * N * cfg.model.context_length * H * Dh
     layers = 2 * (flops.matmul_params(model.specs, "embed" in model.head) - head) + attention
     again = {"none": 0, "dots": 0 if keeps_attention else attention, "full": layers}

@@ -94,7 +94,7 @@ class Layout(NamedTuple):
         """What the model's `build` is told; nothing on one device."""
         if self.mesh.size == 1:
             return {}
-        return {"constrain": make_constrain(self.mesh, ACTIVATIONS | self.tables.weights)}
+        return {"constrain": make_constrain(self.mesh, {**ACTIVATIONS, **self.tables.weights})}
 
     def split_attend(self, attend: Callable[..., Array]) -> Callable[..., Array]:
         """An attention each device runs for its rows and heads: for kernels XLA cannot split."""
@@ -128,7 +128,7 @@ class Layout(NamedTuple):
         """Which rows of a batch the devices of this process read."""
         where = sharding_of(("batch",), self.mesh, ACTIVATIONS)
         indices = where.addressable_devices_indices_map((batch_size,)).values()
-        parts = {index[0].indices(batch_size)[:2] for index in indices}
+        parts = {index[0].indices(batch_size)[:2] for index in indices if index is not None}
         return slice(min(start for start, _ in parts), max(stop for _, stop in parts))
 
     def place(self, batches: Any, batch_size: int) -> Any:
@@ -161,9 +161,10 @@ class Layout(NamedTuple):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.whole)
 
         def as_its_weight(path, leaf):
-            weight = optimizer.get(weight_of(path, leaf.shape, optimizer))
-            if weight is None:
+            name = weight_of(path, leaf.shape, optimizer)
+            if name is None:
                 return whole(leaf)
+            weight = optimizer[name]
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=weight.sharding)
 
         return jax.tree.map(whole, state).replace(
@@ -190,7 +191,7 @@ def make_layout(
     specs: dict,
     *,
     num_rows: int,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Layout:
     """The layout of a config, for a model with `specs` and batches of `num_rows` at a time.
 

@@ -49,7 +49,7 @@ def compile_population(
     evaluate: Callable[[TrainState, Any], Any] | None = None,
     shared: Any = None,
     bytes_free: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Population:
     """Compiles one program that trains `num_lanes` lanes for as many steps as `xs` has.
 
@@ -89,7 +89,7 @@ def compile_population(
     def run_all(at_once):
         def population(moving, frozen, xs, shared, evaluates):
             return jax.lax.map(
-                lambda each: lane(*each, frozen, shared, evaluates),
+                lambda each: lane(*each, frozen=frozen, shared=shared, evaluates=evaluates),
                 (moving, xs),
                 batch_size=min(at_once, num_lanes // len(devices)),
             )

@@ -164,7 +164,8 @@ def place_program(
     if pmap:  # each device runs a program of its own, in which there is nothing to place
         program = make_program(cfg, token_bytes, axis_name=PMAP_AXIS, **build)
     else:
-        program = make_program(cfg, token_bytes, **build, **layout.functions)
+        options: dict[str, Any] = {**build, **layout.functions}
+        program = make_program(cfg, token_bytes, **options)
 
     def init():
         return program.init(cfg.seed, hypers)
@@ -211,7 +212,7 @@ def hyper_values(cfg: RunConfig, traced: Sequence[str] = ()) -> dict[str, float]
       traced: numbers that are given even where the program of `cfg` alone would not need them.
     """
     optim = optim_config.hyper_values(
-        cfg.optim, num_steps=cfg.train.num_steps, d_model=cfg.model.d_model
+        cfg.optim, num_steps=cfg.train.num_steps, d_model=cfg.model.d_model or 0
     )
     loss, adapters = next_token.hyper_values(cfg.loss), lora.hyper_values(cfg.lora)
     dropout = {"dropout": cfg.model.dropout} if cfg.model.dropout else {}
@@ -253,7 +254,7 @@ def _group(configs: Sequence[RunConfig], places: list[int]) -> Group:
         if len(values) > 1 or (name in TERMS and values != {0}):
             traced.append(name)
     if first.lora.rank is not None:
-        rank = max(configs[place].lora.rank for place in places)
+        rank = max(configs[place].lora.rank or 0 for place in places)
         first = dataclasses.replace(first, lora=dataclasses.replace(first.lora, rank=rank))
     return Group(first, tuple(traced), tuple(places))
 

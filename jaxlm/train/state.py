@@ -11,8 +11,7 @@ from jaxlm.core.arrays import Array, Params
 from jaxlm.core.params import init_params, path_key
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """The state of one run; only arrays, so that it can be donated, sharded, stacked and saved.
 
     step: i32, updates done. params: trained. frozen: used but not differentiated (a LoRA base,
@@ -46,14 +45,14 @@ def init_state(
       make_tx: hypers -> optax transform.
     """
     key = jax.random.key(seed)
-    hypers = {name: jnp.asarray(value, jnp.float32) for name, value in hypers.items()}
+    numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hypers.items()}
     params = init_params(path_key(key, "params"), specs)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         frozen={} if frozen is None else frozen,
         carry={} if carry is None else carry,
-        hypers=hypers,
-        opt_state=make_tx(hypers).init(params),
+        hypers=numbers,
+        opt_state=make_tx(numbers).init(params),
         key=path_key(key, "train"),
     )

@@ -165,7 +165,7 @@ def jit_steps(step: Callable, shardings: Shardings | None = None) -> Callable:
     )
 
 
-def pmap_steps(step: Callable, axis_name: str, devices: Sequence[jax.Device]) -> Callable:
+def pmap_steps(step: Callable, axis_name: str, devices: Sequence[Any]) -> Callable:
     """As `jit_steps`, by pmap: each device has the whole state and some rows of the batch.
 
     Args:

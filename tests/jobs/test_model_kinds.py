@@ -124,6 +124,8 @@ def test_what_only_transformers_have_is_refused(launch, config, runs, tmp_path):
     outcome = launch("--job=export", f"--workdir={runs('gru')}", f"--target={tmp_path}/out")
     assert outcome.code == 2
     assert "model.kind=gru: only kind=transformer can be exported" in outcome.err
+    outcome = launch("--job=explain", f"--workdir={runs('gru')}", "--prompt=the cat")
+    assert outcome.code == 2 and "its model is a gru" in outcome.err, outcome.err
     outcome = launch(config, *RUNS["gru"], *SHORT, "--config.train.attention=chunked")
     assert outcome.code == 2
     assert "--config.model.kind=gru has no attention" in outcome.err

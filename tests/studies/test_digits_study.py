@@ -70,6 +70,11 @@ def test_more_images_help_and_every_run_has_its_row(results):
     assert np.mean(many) < np.mean(few) < 0.95
 
 
+def test_errors_are_counted_on_the_images_not_trained_on(results):
+    counts = np.array(results.select("error").values()) * (NUM_IMAGES - NUM_TRAINED_ON)
+    np.testing.assert_allclose(counts, np.round(counts), atol=1e-6)
+
+
 def test_report_parts_are_made(results, tmp_path):
     assert len(claims(results)) == 5
     [figure] = plot(results)
