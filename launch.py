@@ -94,7 +94,7 @@ _FLAGS = [
     flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
     flags.DEFINE_float("repetition_penalty", None, "sample: above 1 shuns what the text holds."),
     flags.DEFINE_list("logit_bias", [], "sample: ID:BIAS,..., added to logits; -inf forbids."),
-    flags.DEFINE_string("stop", None, "sample: the token that ends a text; none for no end."),
+    flags.DEFINE_string("stop", None, "sample: what ends a text, or none; an import has its own."),
     flags.DEFINE_integer(
         "beam_width", None, "sample: search for the likeliest text, this wide.", lower_bound=1
     ),
