@@ -74,7 +74,7 @@ class RecurrentConfig(ModelConfig):
 
 @struct.dataclass
 class RecurrentCache:
-    """state: tuple of f32[N, B, D], see `jaxlm.nn.recurrent`. length: i32[B], tokens read."""
+    """state: tuple of f32[B, N, D], see `jaxlm.nn.recurrent`. length: i32[B], tokens read."""
 
     state: tuple[Array, ...]
     length: Array
@@ -217,17 +217,22 @@ def unembed(params: Params, x: Array) -> Array:
 def init_cache(cfg: RecurrentConfig, batch_size: int, length: int) -> RecurrentCache:
     """The state of zeros; it takes any number of tokens."""
     del length
-    return RecurrentCache(zero_state(cfg, batch_size), jnp.zeros(batch_size, jnp.int32))
+    return RecurrentCache(_swapped(zero_state(cfg, batch_size)), jnp.zeros(batch_size, jnp.int32))
 
 
 def extend(params, tokens, cache, cfg, *, lengths=None) -> tuple[Array, RecurrentCache]:
     """Reads `tokens` i32[B, S] on from the cache; see `jaxlm.models.api.LanguageModel`."""
     S = tokens.shape[1]
     taken = None if lengths is None else jnp.arange(S) < lengths[:, None]
-    x, state = run_layers(params, tokens, cache.state, cfg, taken=taken)
+    x, state = run_layers(params, tokens, _swapped(cache.state), cfg, taken=taken)
     return unembed(params, x), RecurrentCache(
-        state, cache.length + (S if lengths is None else lengths)
+        _swapped(state), cache.length + (S if lengths is None else lengths)
     )
+
+
+def _swapped(state):
+    """[N, B, D] as [B, N, D], and back: a cache has its rows first, a scan its layers."""
+    return tuple(jnp.swapaxes(x, 0, 1) for x in state)
 
 
 def build(cfg: RecurrentConfig, **options: Any) -> LanguageModel:

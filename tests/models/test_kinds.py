@@ -78,6 +78,18 @@ def test_a_cache_goes_on_where_rows_of_any_length_ended(kind):
 
 
 @EVERY
+def test_the_rows_of_a_cache_may_be_chosen_anew(kind):
+    """As a beam search does."""
+    model, params, _ = tiny(kind)
+    ids, order = tokens(6), np.array([2, 0, 0])
+    read, step = quick_jit(model.extend), quick_jit(model.decode_step)
+    _, cache = read(params, ids[:, :7], model.init_cache(B, 16))
+    got, _ = step(params, ids[order, 7], jax.tree.map(lambda x: x[order], cache))
+    want, _ = step(params, ids[:, 7], cache)
+    np.testing.assert_allclose(got, want[order], atol=1e-5)
+
+
+@EVERY
 def test_packed_segments_are_rows_of_their_own(kind):
     model, params, forward = tiny(kind)
     ids = tokens(1)
