@@ -1,5 +1,6 @@
 """SmolLM2-135M from the installed package, against transformers' own reading of the same file."""
 
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_models
 
+from jaxlm.core import trees
 from jaxlm.core.config import ConfigError
 from jaxlm.data.batches import evaluation_batches, split_from_array
 from jaxlm.decode.beam import beam_search
@@ -18,10 +20,13 @@ from jaxlm.decode.constrained import generate_matching
 from jaxlm.decode.generate import generate
 from jaxlm.decode.speculative import speculate
 from jaxlm.evals.perplexity import make_evaluator
-from jaxlm.interop import pretrained
+from jaxlm.interop import peft_files, pretrained
 from jaxlm.jobs.configs import read_config
 from jaxlm.jobs.sources import tokenizer_of_source
-from jaxlm.models import transformer
+from jaxlm.models import lora, transformer
+from jaxlm.models.lora import LoraConfig
+from jaxlm.tokenizers.chat import ASSISTANT, SYSTEM, USER, Message, chat_format
+from jaxlm.tokenizers.hugging_face import write_tokenizer
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "smollm2_135m.py"
 PROMPTS = ["The capital of France is", "def fibonacci(n):", "Once upon a time, there was a"]
@@ -209,6 +214,59 @@ def test_it_answers_in_json_that_a_schema_accepts(ours):
         text = tokenizer.decode(row[:length])
         print(text)
         jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.slow
+def test_a_conversation_has_the_ids_of_transformers(source, ours, tmp_path):
+    _, transformers = tiny_models.peers()
+    _, tokenizer = ours
+    usage = pretrained.load_usage(source)
+    write_tokenizer(tmp_path / "peer", tokenizer, usage)
+    peer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "peer")
+    chat = chat_format(tokenizer, usage, str)
+    talk = [Message(USER, "Who are you?"), Message(ASSISTANT, "Nobody."), Message(USER, "naïve 🙂")]
+    for start, system in ((0, []), (0, [Message(SYSTEM, "Be brief.")]), (2, [])):
+        messages = [*system, *talk[start:]]
+        want = peer.apply_chat_template(
+            [message._asdict() for message in messages],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        assert chat.encode(messages).tolist() == want
+    assert tokenizer.special_ids["<|im_end|>"] in chat.stop_ids
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft
+def test_an_adapter_and_its_merge_leave_for_peft_and_transformers(
+    source, ours, theirs, logits, tmp_path
+):
+    peft = pytest.importorskip("peft")
+    torch, transformers = tiny_models.peers()
+    cfg, params = ours[0]
+    ids, before, _ = logits
+    chosen = LoraConfig(rank=4, alpha=8.0, targets=(lora.ALL,))
+    rng = np.random.default_rng(0)
+    adapters = trees.map_with_path(
+        lambda _, spec: np.float32(0.02 * rng.normal(size=spec.shape)),
+        lora.adapter_specs(transformer.param_specs(cfg), chosen),
+    )
+    merge = jax.jit(lora.merge, static_argnames="scaling")
+    merged = merge(params, adapters, lora.hyper_values(chosen), scaling=chosen.scaling)
+    mine = np.asarray(jax.jit(lambda p, x: transformer.forward(p, x, cfg))(merged, ids))
+    assert np.abs(mine - before).max() > 1
+
+    peft_files.save_adapters(tmp_path, cfg, chosen, adapters, str(source))
+    adapted = peft.PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path).eval()
+    apart = tiny_models.logits_of(adapted, ids)
+    del adapted
+    (tmp_path / "merged").mkdir()
+    pretrained.save_weights(tmp_path / "merged", cfg, merged)
+    reread = tiny_models.load(transformers.LlamaForCausalLM, tmp_path / "merged")
+    whole = tiny_models.logits_of(reread, ids)
+    for name, peers in (("peft", apart), ("transformers", whole)):
+        print(f"largest difference of logits from {name} {np.abs(mine - peers).max():.2e}")
+        np.testing.assert_allclose(peers, mine, atol=1e-3)
 
 
 @pytest.mark.slow
