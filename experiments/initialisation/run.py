@@ -149,7 +149,7 @@ def run_config(cell: dict[str, Any], vocab_size: int, start: str, seed: int) -> 
             "optim.schedule": "warmup_cosine",
             "optim.warmup_steps": 0,
             "optim.peak_lr": cell["peak_lr"],
-            "optim.weight_decay": 0.0,
+            "optim.weight_decay": cell["weight_decay"],
             "optim.clip_norm": None,
             "train.num_steps": cell["num_steps"],
             "train.steps_per_call": cell["eval_every"],
@@ -298,7 +298,7 @@ def symmetry(cell: dict[str, Any]) -> list[Row]:
     names, batches = open_names(cell["path"]), Batches(cell)
     base = run_config(cell, names.vocab_size, "tuned", 0)
     sgd = {"optim.name": "sgd", "optim.momentum": 0.0, "optim.schedule": "constant"}
-    base = apply_overrides(base, sgd | {"optim.peak_lr": 0.5})
+    base = apply_overrides(base, sgd | {"optim.peak_lr": 0.5, "optim.weight_decay": 0.0})
     program = make_program(base, np.ones(names.vocab_size, np.int32))
     hypers = hyper_values(base)
     whole = _whole(names.train[: len(names.dev)], cell["row_length"])
