@@ -7,6 +7,12 @@ The library adds biases and position tables of lower rank on purpose, so
 import functools
 import importlib.metadata
 import os
+import signal
+
+# A shell starts what is put into its background with Ctrl-C ignored, and processes that tests start
+# and interrupt would take that over.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The programs of tests run for moments and compile for seconds: XLA and LLVM do little for them.
 # It changes the machine code, not what is computed. Set before JAX is imported.

@@ -63,7 +63,7 @@ class Config:
 
 SCALES: dict[str, dict[str, Any]] = {
     "small": {"num_seeds": 3, "num_steps": 200, "eval_every": 25},
-    "full": {"num_seeds": 10, "num_steps": 6000, "eval_every": 200},
+    "full": {"num_seeds": 10, "num_steps": 12_000, "eval_every": 200},
 }
 
 NOTES = [
