@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxlm.analysis.hlo import Collective, collectives
 from jaxlm.core import trees
-from jaxlm.core.config import ConfigError
 from jaxlm.core.params import init_params
 from jaxlm.data.batches import Batch
 from jaxlm.jobs import Launch
@@ -144,14 +143,14 @@ def report(cfg: RunConfig) -> list[str]:
     differ, impossible, wanted = [], [], {}
     for name, mesh in MESHES.items():
         parallel = "pmap" if name == "pmap" else "jit"
-        here = dataclasses.replace(
-            cfg,
-            mesh=dataclasses.replace(mesh, whole=cfg.mesh.whole),
-            train=dataclasses.replace(cfg.train, parallel=parallel),
-        )
         try:
+            here = dataclasses.replace(
+                cfg,
+                mesh=dataclasses.replace(mesh, whole=cfg.mesh.whole),
+                train=dataclasses.replace(cfg.train, parallel=parallel),
+            )
             placed = layout_of(here, kinds.param_specs(cfg.model)).description
-        except ConfigError as error:
+        except ValueError as error:  # of the config itself, or a ConfigError
             rows.append([name, "", "", "", "", "", "not possible"])
             impossible.append(f"{name}: {error}")
             continue

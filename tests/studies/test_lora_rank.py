@@ -248,7 +248,7 @@ def test_both_scalings_are_one_at_rank_1(found):
 def test_a_base_trained_again_is_the_same_to_the_last_bit(cfg, found):
     """As another process would: nothing that was kept in memory is used."""
     before = run.open_base(cfg)
-    for cached in (run.open_base, run.new_domain):
+    for cached in (run.open_base, run.tokenizer_of, run.the_plays):
         cached.cache_clear()
     assert tuple(run.run_cell(study.cells(cfg)[0])) == found.select(method=BASE).rows
     after = run.open_base(cfg)
