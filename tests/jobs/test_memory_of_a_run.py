@@ -9,8 +9,8 @@ import pytest
 from jaxlm.jobs.verify_resume import last_logged
 
 STEPS, WARM = 10_000, 2_000
-# Bytes from step 2,000 on. Steps alone take none; a checkpoint and an evaluation of all the text leave
-# about half a MiB in the allocator, see benchmarks/RESULTS.md, and there are 40 of them.
+# Bytes from step 2,000 on. Steps alone take none; a checkpoint and an evaluation of all the text
+# leave about half a MiB in the allocator, see benchmarks/RESULTS.md, and there are 40 of them.
 GROWTH = 48 << 20
 FIELDS = ["context_length=16", "num_layers=1", "d_model=16", "num_heads=2"]
 TRAIN = ["steps_per_call=20", "log_every=20", "eval_every=200", "save_every=200"]
