@@ -25,6 +25,11 @@ def has_diverged(final_loss: float, unigram_loss: float) -> bool:
     return not final_loss < unigram_loss - LEARNED  # NaN is below nothing
 
 
+def over_seeds(results: Results) -> str:
+    """What the points and bands of a figure are, for its caption."""
+    return f"means with 95% t intervals over {results.config['num_seeds']} seeds"
+
+
 def lowest_mean(results: Results, *names: str) -> tuple[Any, ...]:
     """Of the values of these fields, those whose rows have the lowest mean; the first of equals.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.checks import check_multiple, check_not_empty, check_positive, check_rising
-from experiments.comparing import band, by_seed, difference
+from experiments.comparing import band, by_seed, difference, over_seeds
 from jaxlm.analysis.claims import Claim, all_of, judge, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
 from jaxlm.core.results import Results
@@ -267,17 +267,13 @@ def plot(results: Results) -> list[Figure]:
     ]
 
 
-def _over_seeds(results: Results) -> str:
-    return f"means with 95% t intervals over {results.config['num_seeds']} seeds"
-
-
 def _loss_figure(results: Results) -> Figure:
     cfg = results.config
     return lines(
         [band("loss", ((heads, final(results, heads)) for heads in cfg["num_heads"]))],
         name="loss_by_heads",
         title="Loss by number of heads at equal width",
-        caption=f"Validation loss after {cfg['num_steps']} steps: {_over_seeds(results)}. All have "
+        caption=f"Validation loss after {cfg['num_steps']} steps: {over_seeds(results)}. All have "
         f"width {cfg['d_model']}, so a head is {cfg['d_model']} / heads wide.",
         x_label="heads in a layer",
         y_label="nats a token",
@@ -297,7 +293,7 @@ def _cost_figure(results: Results) -> Figure:
         name="cost_by_rank",
         title=f"What one of {len(groups)} heads costs",
         caption=f"Validation loss without the head minus that with it, of the dearest head to the "
-        f"cheapest, {heads} heads in each layer: {_over_seeds(results)}. The order comes from "
+        f"cheapest, {heads} heads in each layer: {over_seeds(results)}. The order comes from "
         "other windows.",
         x_label="rank of the head",
         y_label="nats a token",
@@ -351,7 +347,7 @@ def _several_figure(results: Results) -> Figure:
         name="cost_of_several",
         title="What it costs to take out one head after the other",
         caption="The cheapest first, in the order of what each costs alone on other windows, with "
-        f"its mean in its place: {_over_seeds(results)}. Without all of them there is no attention "
+        f"its mean in its place: {over_seeds(results)}. Without all of them there is no attention "
         "left.",
         x_label="share of all heads that are gone",
         y_label="nats a token more",

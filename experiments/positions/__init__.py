@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.checks import check_multiple, check_not_empty, check_positive
-from experiments.comparing import band, by_seed, difference
+from experiments.comparing import band, by_seed, difference, over_seeds
 from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, judge, weigh
 from jaxlm.analysis.statistics import brief, mean_interval, paired_interval
 from jaxlm.core.results import Results
@@ -224,10 +224,6 @@ def plot(results: Results) -> list[Figure]:
     ]
 
 
-def _over_seeds(results: Results) -> str:
-    return f"means with 95% t intervals over {results.config['num_seeds']} seeds"
-
-
 def _place_figure(results: Results) -> Figure:
     cfg, series = results.config, []
     length, half = cfg["context_length"], cfg["bin_size"] / 2
@@ -245,7 +241,7 @@ def _place_figure(results: Results) -> Figure:
         series,
         name="loss_by_place",
         title="Loss by place, to beyond the training length",
-        caption=f"The same {cfg['eval_tokens']:,} targets at every place: {_over_seeds(results)}. "
+        caption=f"The same {cfg['eval_tokens']:,} targets at every place: {over_seeds(results)}. "
         f"Training ended at 1, which is {length} tokens; the learned table ends there, too. "
         "Dashed: the same weights, with attention to no more tokens than in training.",
         x_label="place, in training lengths",
@@ -266,7 +262,7 @@ def _curve_figure(results: Results) -> Figure:
         series,
         name="loss_by_step",
         title="Validation loss at the training length",
-        caption=f"Of windows as long as in training: {_over_seeds(results)}.",
+        caption=f"Of windows as long as in training: {over_seeds(results)}.",
         x_label="step",
         y_label="nats a token",
     )
@@ -288,7 +284,7 @@ def _distance_figure(results: Results) -> Figure:
         name="similarity_by_distance",
         title="Cosine of position vectors by distance",
         caption=f"Means over all pairs of a distance; learned ones after training: "
-        f"{_over_seeds(results)}.",
+        f"{over_seeds(results)}.",
         x_label="distance in tokens",
         y_label="cosine",
     )
