@@ -5,8 +5,11 @@ The library adds biases and position tables of lower rank on purpose, so
 """
 
 import functools
+import gc
 import importlib.metadata
 import os
+import pathlib
+import resource
 import signal
 
 # A shell starts what is put into its background with Ctrl-C ignored, and processes that tests start
@@ -20,11 +23,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",  # a third of the time of small programs
         # Later versions do not know the flag and would not start.
         *["--xla_cpu_use_fusion_emitters=false"][: importlib.metadata.version("jaxlib") < "0.11"],
     ]
 )
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,7 +40,22 @@ from jaxlm.data.batches import Batch
 from jaxlm.models import transformer
 from jaxlm.models.transformer import TransformerConfig
 
+# Tracing makes millions of objects that stay: searched for garbage as often as Python would by
+# itself, they take a tenth of the time of the tests.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
+
+KEPT_BYTES = 1 << 30  # of a process, until it forgets its compiled programs
 SMALL = TransformerConfig(vocab_size=13, context_length=12, num_layers=2, d_model=16, num_heads=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_not_kept_for_ever():
+    """JAX keeps what is compiled until its process ends: gigabytes, of all files together."""
+    yield
+    statm = pathlib.Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) > KEPT_BYTES // resource.getpagesize():
+        jax.clear_caches()
 
 
 @functools.cache
