@@ -30,12 +30,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import quick_jit
+from drawn import draw_params
 
-from jaxlm.core import trees
 from jaxlm.data.batches import Batch
 from jaxlm.models import transformer
 from jaxlm.models.transformer import TransformerConfig
@@ -70,20 +69,7 @@ def _extend(cfg):
 
 @functools.cache
 def _params(cfg, seed):
-    """Drawn by numpy: compiling the library's own initialisation takes seconds.
-
-    Gains are off one and biases off zero, so that no weight is idle.
-    """
-    rng = np.random.default_rng(seed)
-
-    def draw(path, spec):
-        x = rng.normal(size=spec.shape)
-        if spec.kind == "vector":
-            return jnp.float32(0.3 * x + path.endswith("norm"))
-        fan_in = 1 if spec.kind == "lookup" else spec.fans[0]
-        return jnp.float32(x / np.sqrt(fan_in))
-
-    return trees.map_with_path(draw, transformer.param_specs(cfg))
+    return draw_params(transformer.param_specs(cfg), seed)
 
 
 @pytest.fixture(scope="session")
