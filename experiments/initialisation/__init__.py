@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.checks import check_multiple, check_not_empty, check_positive
-from experiments.comparing import band, difference, over_seeds
+from experiments.comparing import band_by, difference, over_seeds
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import brief, mean_interval
 from jaxlm.core.results import Results
@@ -244,10 +244,9 @@ def plot(results: Results) -> list[Figure]:
 
 
 def _loss_figure(results: Results) -> Figure:
-    curves = []
-    for start in _all_starts():
-        groups = results.select("dev_loss", start=start).by("step").items()
-        curves.append(band(start, ((step, group) for (step,), group in groups)))
+    curves = [
+        band_by(start, results.select("dev_loss", start=start), "step") for start in _all_starts()
+    ]
     uniform = math.log(_alone(results, "vocabulary"))
     first = {
         start: brief(mean_interval(results.select("first_loss", start=start).values()))
@@ -273,10 +272,10 @@ def _loss_figure(results: Results) -> Figure:
 def _saturation_figure(results: Results) -> Figure:
     panels = []
     for title, step in (("before training", 0), ("after", results.config["num_steps"])):
-        series = []
-        for start in _all_starts():
-            groups = results.select("saturated_unit", start=start, step=step).by("units").items()
-            series.append(band(start, ((share, group) for (share,), group in groups)))
+        series = [
+            band_by(start, results.select("saturated_unit", start=start, step=step), "units")
+            for start in _all_starts()
+        ]
         panels.append((title, series))
     return grid(
         panels,
@@ -328,10 +327,9 @@ def _depth_figures(results: Results) -> list[Figure]:
         ),
         ("deep_saturated", "Saturated values by layer", "share beyond 0.99", (0.0, 1.0), ""),
     ):
-        series = []
-        for gain in GAINS:
-            groups = results.select(metric, gain=gain).by("layer").items()
-            series.append(band(f"gain {gain}", ((layer, g) for (layer,), g in groups)))
+        series = [
+            band_by(f"gain {gain}", results.select(metric, gain=gain), "layer") for gain in GAINS
+        ]
         figures.append(
             lines(
                 series,
