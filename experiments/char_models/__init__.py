@@ -51,7 +51,7 @@ class Config:
     corpus_sha256: str | None = None
     models: tuple[Model, ...] = ("mlp", "rnn", "gru", "lstm", "tcn", "transformer")
     num_parameters: int = 30_000
-    peak_lrs: tuple[float, ...] = (5e-3, 1.25e-2, 3e-2)
+    peak_lrs: tuple[float, ...] = (2e-3, 5e-3, 1.25e-2, 3e-2)
     num_seeds: int = 5
     context_length: int = 64
     batch_size: int = 16
