@@ -48,7 +48,12 @@ class CheckpointError(ConfigError):
 
 def preload() -> Any:
     """Imports Orbax, some 0.4 s; a program may call this from a thread while it does other work."""
-    import orbax.checkpoint
+    try:
+        import orbax.checkpoint
+    except RuntimeError as error:
+        if "shutdown" not in str(error):
+            raise
+        return None  # the program ends meanwhile, and says why itself
 
     _quieten_orbax()
     return orbax.checkpoint

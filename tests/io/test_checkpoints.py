@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact, whole or absent, not trusted when damaged, not deleted when needed."""
 
+import builtins
 import contextlib
 import errno
 import json
@@ -580,3 +581,18 @@ def test_bad_settings_are_refused(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(CheckpointError, match="checkpoints: File exists"):
         Checkpointer(tmp_path)
+
+
+def test_a_program_that_ends_while_orbax_is_imported_prints_nothing_of_it(monkeypatch):
+    ordinary, said = builtins.__import__, "can't register atexit after shutdown"
+
+    def importing(name, *args):
+        if name == "orbax.checkpoint":
+            raise RuntimeError(said)
+        return ordinary(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    assert checkpoints.preload() is None
+    said = "of another kind"
+    with pytest.raises(RuntimeError, match=said):
+        checkpoints.preload()
