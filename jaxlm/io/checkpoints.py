@@ -21,6 +21,7 @@ import shutil
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -287,7 +288,7 @@ class Checkpointer:
                 self._begin(temporary / _ARRAYS, trees.unflatten(stored))
         except Exception as error:
             self._writer = None  # what an error left of it is not relied on
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             raise CheckpointError(_not_written(final, error)) from None
         self._thread = threading.Thread(
             target=self._finish, args=(temporary, final, manifest), name="checkpoint"
@@ -362,7 +363,7 @@ class Checkpointer:
             _put_in_place(temporary, final)
         except Exception as error:
             self._writer = None
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             self._error = CheckpointError(_not_written(final, error))
             return
         try:
@@ -452,6 +453,21 @@ def _clear_leftovers(folder: pathlib.Path) -> None:
                 path.rename(whole)
         elif path.name.startswith(_TEMPORARY):
             shutil.rmtree(path)
+
+
+def _discard(temporary: pathlib.Path) -> None:
+    """Removes what a failed save has left, until it stays away.
+
+    The writes beside the one that failed are not waited for by Orbax; those under way end all the
+    same, and make their folders anew.
+    """
+    gone = 0
+    for _ in range(40):
+        shutil.rmtree(temporary, ignore_errors=True)
+        time.sleep(0.05)
+        gone = 0 if temporary.exists() else gone + 1
+        if gone == 4:
+            return
 
 
 def _put_in_place(temporary: pathlib.Path, final: pathlib.Path) -> None:

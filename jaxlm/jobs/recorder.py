@@ -283,7 +283,7 @@ class Recorder:
         if compiled.programs:  # this call's time is mostly compilation
             self._compiled = compile_cache.counts()
             self._timings.append({"event": "compile", "step": step, **vars(compiled)})
-            self._progress.note(str(compiled))
+            self._progress.note(f"compiled  {compiled}")
             return
         self._speeds.append(tokens_per_s)
         if step % self.cfg.train.log_every == 0:

@@ -75,7 +75,6 @@ def main(launch: Launch) -> int:
     """Trains; whatever can be refused is refused before the run's folder is made."""
     started = time.perf_counter()
     processes.join(launch.flags)
-    threading.Thread(target=checkpoints.preload, daemon=True).start()  # beside reading the text
     compile_cache.enable()
     cfg, name = launch_config(launch)
     trackers.require(cfg.train.trackers)
@@ -87,6 +86,7 @@ def main(launch: Launch) -> int:
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     else:
         tokenizer = tokenizer_of_source(cfg)
+    threading.Thread(target=_preload, daemon=True).start()
     data = prepare_data(cfg, tokenizer)
     cfg = with_vocabulary(cfg, data.tokenizer)
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
@@ -223,6 +223,16 @@ def result_line(summary: dict[str, Any]) -> str:
     )
 
 
+def _preload() -> None:
+    """Imports what writes checkpoints, beside the reading of the text.
+
+    Where the process ends meanwhile an import fails in its midst; one that fails otherwise fails
+    again where it is needed.
+    """
+    with contextlib.suppress(Exception):
+        checkpoints.preload()
+
+
 def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str, float]) -> None:
     """Prints what is about to be trained, on what, and at which learning rates."""
     corpus, tokenizer, train = data.corpus, data.tokenizer, data.train
@@ -336,7 +346,7 @@ def _train(
                 del state  # it is lost, and its memory needed
             examine_bad_step(cfg, folder, data, backends, recorder, bad, replay)
             if cfg.train.on_nonfinite != "skip":
-                start, passed = go_back(cfg, recorder, bad)
+                start, passed = go_back(cfg, folder, recorder, bad)
                 state = replay(start)
                 recorder.passed_over = passed
                 recorder.roll_back(start, state)
@@ -377,7 +387,9 @@ def examine_bad_step(
         recorder.note(f"          {line}")
 
 
-def go_back(cfg: RunConfig, recorder: Recorder, bad: BadStep) -> tuple[int, Ranges]:
+def go_back(
+    cfg: RunConfig, folder: pathlib.Path, recorder: Recorder, bad: BadStep
+) -> tuple[int, Ranges]:
     """The step to go on from after a bad one, and the batches that are then passed over.
 
     Raises:
@@ -385,9 +397,12 @@ def go_back(cfg: RunConfig, recorder: Recorder, bad: BadStep) -> tuple[int, Rang
     """
     train = cfg.train
     if train.on_nonfinite == "stop":
+        found = checkpoints.newest_good(folder)
+        kept = f"step {found[1]['step']} is saved" if found else "no step was saved before it"
         raise NonFiniteError(
-            f"step {bad.step}: {bad.problem}; the last checkpoint is good. Lower optim.peak_lr or "
-            "clip more (optim.clip_norm), or go on with train.on_nonfinite=skip or rollback"
+            f"step {bad.step}: {bad.problem}; {kept}. Lower optim.peak_lr or clip more "
+            "(optim.clip_norm) in a new run, or go on, leaving out what is bad: python launch.py "
+            f"--workdir={folder} {FLAG}train.on_nonfinite=skip (or rollback)"
         )
     step = max(0, bad.step - train.rollback_steps)
     step -= step % train.steps_per_call
