@@ -26,7 +26,7 @@ from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import Batch
 from jaxlm.jobs import Launch, plan
 from jaxlm.jobs.configs import launch_config
-from jaxlm.jobs.devices import memory_of
+from jaxlm.jobs.devices import free_bytes
 from jaxlm.jobs.memory_table import (
     compiled_bytes,
     show_compiled,
@@ -71,7 +71,7 @@ def main(launch: Launch) -> int:
         raise ConfigError(f"{FLAG}train.parallel=pmap: only jit is compiled ahead")
     specs = kinds.param_specs(cfg.model)
     layout = layout_of(cfg, specs, devices)
-    limit = memory_of(layout)
+    limit = free_bytes(layout.mesh.devices.flat)
     backends = backends_of(cfg, layout, platform_of(layout))
     attention = backends.attention
     print(f"config    {name}: {params_lib.count_params(specs):,} parameters")

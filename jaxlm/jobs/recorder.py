@@ -29,7 +29,7 @@ from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
 from jaxlm.io.trackers import Trackers
 from jaxlm.jobs import processes
 from jaxlm.jobs.bad_steps import BadStep
-from jaxlm.jobs.room import low_disk, state_bytes
+from jaxlm.jobs.room import checkpoint_bytes, low_disk
 from jaxlm.jobs.setup import (
     Data,
     decoding_model,
@@ -183,7 +183,7 @@ class Recorder:
             return
         self._metrics.sync()
         if not self._told_of_disk and processes.is_writer():
-            size = state_bytes(state.replace(frozen={}))
+            size = checkpoint_bytes(state.replace(frozen={}))
             if line := low_disk(self._checkpoints, 2 * size, "this checkpoint and the next"):
                 self._told_of_disk = True
                 self.note(line)

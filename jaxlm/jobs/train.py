@@ -20,7 +20,7 @@ from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
 from jaxlm.jobs import Launch, bad_steps, preflight, processes
 from jaxlm.jobs.bad_steps import BadStep
 from jaxlm.jobs.configs import launch_config
-from jaxlm.jobs.devices import memory_of
+from jaxlm.jobs.devices import free_bytes
 from jaxlm.jobs.profiler import Profiler
 from jaxlm.jobs.recorder import (
     METRICS_FILE,
@@ -31,7 +31,7 @@ from jaxlm.jobs.recorder import (
     Recorder,
     sample_request,
 )
-from jaxlm.jobs.room import check_batches, low_disk, state_bytes
+from jaxlm.jobs.room import check_batches, checkpoint_bytes, low_disk
 from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Backends,
@@ -98,7 +98,7 @@ def main(launch: Launch) -> int:
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
     check_batches(cfg)
     program = program_of(cfg, data, layout, backends, hypers)
-    limit, attention = memory_of(layout), backends.attention
+    limit, attention = free_bytes(layout.mesh.devices.flat), backends.attention
     done = saved is not None and folder is not None and finished(folder, cfg) is not None
     if not (done or preflight.has_room(cfg, layout, program, attention, limit)):
         return 2
@@ -317,7 +317,7 @@ def _train(
         sizes["steps_per_call"] = 1
         return loop(state, start=max(first, edge), num_steps=step, **sizes)
 
-    size = state_bytes(program.state.replace(frozen={}))
+    size = checkpoint_bytes(program.state.replace(frozen={}))
     kept = cfg.train.keep_last + cfg.train.keep_best + 1  # one more while it is written
     more = kept - len(list((folder / checkpoints.FOLDER).glob("step_*")))
     if line := low_disk(folder, more * size, f"{more} more checkpoints"):
