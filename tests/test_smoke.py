@@ -24,7 +24,7 @@ TINY = [
 
 def launch(*args):
     command = [sys.executable, str(ROOT / "launch.py"), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 
 import pytest
-from job_runs import assert_same_run, fingerprint, records, snapshot
+from job_runs import TIMEOUT_S, assert_same_run, fingerprint, records, snapshot
 
 
 def edit(path: pathlib.Path, before: str, after: str) -> None:
@@ -560,7 +560,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_good(launch, config, finished
     assert limit > (folder / "metrics.jsonl").stat().st_size
     with launch.start(f"--workdir={folder}") as process:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 2, err
     assert err.count("\n") == 1 and err.startswith("launch.py: "), err
     assert "not written" in err and "step_00000032" in err

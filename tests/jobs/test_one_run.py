@@ -8,7 +8,14 @@ import time
 import jax
 import numpy as np
 import pytest
-from job_runs import assert_same_run, fingerprint, records, state_bytes
+from job_runs import (
+    TIMEOUT_S,
+    assert_same_run,
+    fingerprint,
+    records,
+    state_bytes,
+    without_length,
+)
 
 from jaxlm.io import checkpoints
 from jaxlm.jobs import sample
@@ -45,12 +52,6 @@ def test_a_finished_run_prints_its_result(launch, finished):
     assert "is finished: step 48" in outcome.out and f"{loss:.4f} nats" in outcome.out
     assert outcome.out.count("\n") == 1
     assert_same_run(finished, before)
-
-
-def without_length(run):
-    """A fingerprint without what a `constant` schedule is told of the length and does not read."""
-    hidden = ("hypers/total_steps", "hypers/decay_steps")
-    return {**run, "state": {k: v for k, v in run["state"].items() if k not in hidden}}
 
 
 def test_a_longer_run_goes_on(launch, finished, tmp_path):
@@ -172,8 +173,8 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(launch, config, tmp_p
     json.loads(outcome.out, parse_constant=pytest.fail)  # NaN is not JSON
 
 
-def wait_for(path, process, deadline_s=200):
-    end = time.monotonic() + deadline_s
+def wait_for(path, process):
+    end = time.monotonic() + TIMEOUT_S
     while not (path.exists() and path.stat().st_size):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
@@ -199,7 +200,7 @@ def test_a_signal_saves_and_says_how_to_go_on(launch, endless, tmp_path, name, c
             assert refused.code == 2 and refused.err.count("\n") == 1
             assert f"--workdir={folder}: in use by process {process.pid}" in refused.err
         process.send_signal(getattr(signal, name))
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (code, "")
     assert f"stopped   by {name}" in out and f"python launch.py --workdir={folder}\n" in out
     _, manifest = checkpoints.newest_good(folder)
@@ -227,7 +228,7 @@ def test_a_second_signal_does_not_wait(launch, config, tmp_path):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 143
     assert "stopped" not in out and (folder / "metrics.jsonl").read_bytes() == b""
     assert not any((folder / "checkpoints").iterdir())
