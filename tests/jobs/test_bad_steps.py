@@ -75,6 +75,7 @@ def quick(monkeypatch):
 
 def test_a_step_that_is_not_finite_is_explained_and_kept(run, tmp_path, capsys):
     single = SHORT | {"train.steps_per_call": "1", "optim.schedule": "constant"}
+    single |= {"optim.name": "sgd", "model.dropout": "0"}  # it is run one operation after another
     assert run("a", single, poisoned={21}) == 1
     said = capsys.readouterr()
     assert "bad step  22: not finite: loss nan" in said.out
