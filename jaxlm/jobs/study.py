@@ -19,6 +19,7 @@ from jaxlm.core.config import (
     nearest,
     to_dict,
 )
+from jaxlm.core.json_forms import count
 from jaxlm.core.results import Results, Row
 from jaxlm.io import compile_cache, metric_log, provenance, workdir
 from jaxlm.io.results import load_results, save_results
@@ -39,6 +40,7 @@ ALL = "all"
 CELLS = "cells"
 MEASURED_FILE = "measured.json"
 POPULATION = ("population",)
+_TIMING = {"programs": count}
 
 
 def main(launch: Launch) -> int:
@@ -144,7 +146,7 @@ def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> i
                     print(f"          python launch.py --experiment={name} --workdir={folder}")
                     return 128 + by
         # Of all launches, and not of other studies in this process.
-        programs = sum(r["programs"] for r in metric_log.read(folder / TIMINGS_FILE))
+        programs = sum(r["programs"] for r in metric_log.read(folder / TIMINGS_FILE, _TIMING))
         print(f"programs  {programs} compiled for {len(cells)} cells", flush=True)
         results = Results(study=name, config=to_dict(cfg), rows=tuple(rows))
         save_results(folder, results)
@@ -213,7 +215,7 @@ def redraw(study: ModuleType, folder: pathlib.Path) -> None:
             figures=study.plot(results),
             tables=study.tables(results),
             config=results.config,
-            timings=[*timings, *(workdir.load_json(measured, list) if measured.exists() else [])],
+            timings=[*timings, *(workdir.load_json(measured, [dict]) if measured.exists() else [])],
             provenance=workdir.load_json(folder / PROVENANCE_FILE, dict),
             notes=getattr(study, "NOTES", []),
         ),

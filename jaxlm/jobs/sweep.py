@@ -16,6 +16,7 @@ import numpy as np
 from jaxlm.core import sweep as sweep_lib
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG, ConfigError, apply_overrides, to_dict
+from jaxlm.core.json_forms import count, finite
 from jaxlm.core.sweep import Point
 from jaxlm.data.batches import Batch, lane_batches, stack_batches
 from jaxlm.io import checkpoints, compile_cache, metric_log, provenance, workdir
@@ -55,6 +56,7 @@ POINTS, GROUPS, ROWS_FILE = "points", "groups", "rows.jsonl"
 FORMAT = 1
 CALL_BYTES = 1 << 27  # of batches given to one call of a program
 SHOW_EVERY_S = 5.0
+_ROW = {str: (finite, None), "point": count, "step": count}  # of rows.jsonl and a point's rows.json
 
 
 class Sweep(NamedTuple):
@@ -293,7 +295,7 @@ def train_points(
         state = population.init(seeds, hypers)
         if base is not None and cfg.lora.rank is None:  # every point trains the base's weights
             state = start_all_from(state, base)
-    metric_log.truncate(own / ROWS_FILE, lambda row: row["step"] <= done)
+    metric_log.truncate(own / ROWS_FILE, lambda row: row["step"] <= done, _ROW)
     shown = time.perf_counter()
     with (
         metric_log.MetricLog(own / ROWS_FILE) as log,
@@ -322,7 +324,7 @@ def train_points(
     if done < num_steps:
         return
     rows: dict[int, list] = {place: [] for place in places}
-    for row in metric_log.read(own / ROWS_FILE):
+    for row in metric_log.read(own / ROWS_FILE, _ROW):
         rows[row["point"]].append(row)
     for place in places:
         path = point_folder(folder, place)
@@ -396,7 +398,7 @@ def finish(folder: pathlib.Path, sweep: Sweep) -> None:
     """The table of all points, the best setting, figures and the report."""
     finished = []
     for place, point in enumerate(sweep.points):
-        rows = workdir.load_json(point_folder(folder, place) / "rows.json", list)
+        rows = workdir.load_json(point_folder(folder, place) / "rows.json", [_ROW])
         finished.append(FinishedPoint(point, rows))
     axes = sweep_lib.axes_of(sweep.points)
     fields = list(dict.fromkeys(path for point in sweep.points for path in point))

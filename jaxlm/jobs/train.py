@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.core import json_forms
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError, diff
 from jaxlm.data.batches import batch_at, num_windows
@@ -52,6 +53,7 @@ from jaxlm.models.lora import LoraConfig
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import load_tokenizer, save_tokenizer
+from jaxlm.train import run_files
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.estimates import flops_per_token
 from jaxlm.train.layouts import Layout
@@ -180,7 +182,7 @@ def check_source(cfg: RunConfig) -> None:
 def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that has done all its steps, or None."""
     path = folder / SUMMARY_FILE
-    summary = workdir.load_json(path, dict) if path.exists() else {}
+    summary = workdir.load_json(path, run_files.SUMMARY) if path.exists() else {}
     return summary if summary.get("step") == cfg.train.num_steps else None
 
 
@@ -194,6 +196,8 @@ def check_resumable(
     cfg: RunConfig, data: Data, path: pathlib.Path, manifest: dict[str, Any]
 ) -> None:
     """Raises ConfigError unless a run of this config and text can go on from the checkpoint."""
+    if problem := json_forms.problem(manifest["extra"], run_files.CHECKPOINT_EXTRA):
+        raise ConfigError(f"{path}: its manifest's extra: {problem}")
     if "imported" in manifest["extra"]:
         raise ConfigError(
             f"--workdir={path.parent.parent}: holds imported weights and no run to go on with; "
@@ -314,7 +318,7 @@ def _train(
         Profiler(cfg.train, own, start, recorder.note) as profiler,
     ):
         if found is not None:
-            recorder.passed_over = tuple(map(tuple, found[1]["extra"].get("passed_over", ())))
+            recorder.passed_over = tuple(map(tuple, found[1]["extra"].get("passed_over") or ()))
         recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
         while start < cfg.train.num_steps:
             state = loop(

@@ -8,7 +8,14 @@ import time
 import jax
 import numpy as np
 import pytest
-from job_runs import TIMEOUT_S, assert_same_run, fingerprint, records, state_bytes
+from job_runs import (
+    TIMEOUT_S,
+    assert_same_run,
+    fingerprint,
+    records,
+    state_bytes,
+    without_length,
+)
 
 from jaxlm.io import checkpoints
 from jaxlm.jobs import sample
@@ -45,12 +52,6 @@ def test_a_finished_run_prints_its_result(launch, finished):
     assert "is finished: step 48" in outcome.out and f"{loss:.4f} nats" in outcome.out
     assert outcome.out.count("\n") == 1
     assert_same_run(finished, before)
-
-
-def without_length(run):
-    """A fingerprint without what a `constant` schedule is told of the length and does not read."""
-    hidden = ("hypers/total_steps", "hypers/decay_steps")
-    return {**run, "state": {k: v for k, v in run["state"].items() if k not in hidden}}
 
 
 def test_a_longer_run_goes_on(launch, finished, tmp_path):
