@@ -318,6 +318,11 @@ class Checkpointer:
                 if later > step:
                     _delete(step_dir(self._workdir, later))
 
+    def check(self) -> None:
+        """Raises CheckpointError if a write has failed by now; waits for none."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when nothing is being written; raises CheckpointError if that failed."""
         if self._thread is not None:

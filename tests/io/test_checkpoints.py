@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -313,6 +314,27 @@ def test_a_failed_background_write_is_raised_once_and_leaves_the_rest(run, monke
     assert_same_bits(
         checkpoints.restore(checkpoints.newest_good(run)[0], make_state()), make_state(40)
     )
+
+
+def test_a_failure_is_known_without_waiting_for_a_write(run, monkeypatch):
+    done, fsync = threading.Event(), os.fsync
+
+    def full(fd):
+        done.wait(20)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Checkpointer(run) as checkpointer:
+        checkpointer.check()
+        monkeypatch.setattr(os, "fsync", full)
+        checkpointer.save(30, make_state())
+        checkpointer.check()  # it is being written still
+        done.set()
+        checkpointer._thread.join()
+        with pytest.raises(CheckpointError, match="not written: No space left on device"):
+            checkpointer.check()
+        checkpointer.check()  # once is enough
+        monkeypatch.setattr(os, "fsync", fsync)
+        checkpointer.save(40, make_state())
 
 
 def test_close_raises_a_failed_write(run, monkeypatch):
