@@ -115,11 +115,13 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
       CheckpointError: a file is missing or differs, or the manifest does.
     """
     path = pathlib.Path(path)
-    manifest = read_manifest(path)
+    manifest, inside = read_manifest(path), path.resolve()
     for name, written in manifest["files"].items():
         try:
             if not stat.S_ISREG(os.lstat(path / name).st_mode):  # a link might lead anywhere
                 raise CheckpointError(f"{path}: {name} is not a regular file")
+            if not (path / name).resolve().is_relative_to(inside):
+                raise CheckpointError(f"{path}: {name} is in another folder, by a link")
             size, digest = _fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(f"{path}: {name}: {error.strerror}") from None

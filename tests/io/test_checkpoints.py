@@ -590,6 +590,17 @@ def test_a_file_that_is_a_link_is_refused(run, tmp_path):
         checkpoints.verify(path)
 
 
+def test_a_folder_that_is_a_link_is_refused(run, tmp_path):
+    path = checkpoints.step_dir(run, 20)
+    (path / "arrays").rename(tmp_path / "elsewhere")
+    (path / "arrays").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="arrays/.* is in another folder, by a link"):
+        checkpoints.verify(path)
+    # The folder of the run may be one: it is what the user named.
+    (tmp_path / "named").symlink_to(run)
+    assert checkpoints.verify(checkpoints.step_dir(tmp_path / "named", 10))["step"] == 10
+
+
 def test_bad_settings_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="keep_last=0"):
         Checkpointer(tmp_path, keep_last=0)
