@@ -14,7 +14,6 @@ TINY = [
     "--config.model.d_model=16",
     "--config.model.num_heads=2",
     "--config.data.batch_size=4",
-    "--config.optim.decay_steps=10",
     "--config.train.num_steps=20",
     "--config.train.eval_every=20",
     "--config.train.save_every=20",
@@ -24,7 +23,7 @@ TINY = [
 
 def launch(*args):
     command = [sys.executable, str(ROOT / "launch.py"), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")

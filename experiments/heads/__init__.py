@@ -10,9 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.checks import check_multiple, check_not_empty, check_positive, check_rising
-from experiments.comparing import band, by_seed, difference, over_seeds
-from jaxlm.analysis.claims import Claim, all_of, judge, weigh
+from experiments.checks import (
+    check_at_most,
+    check_multiple,
+    check_not_empty,
+    check_positive,
+    check_rising,
+)
+from experiments.comparing import band, band_by, by_seed, difference, over_seeds, weigh_within
+from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Figure, heat_maps, lines
@@ -57,6 +63,8 @@ class Config:
         check_positive(self, may_be_zero=("warmup_steps",))
         check_rising(self, "num_heads")
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
+        check_at_most(self, "drawn_tokens", "context_length")
         if self.drawn_heads not in self.num_heads[1:]:
             raise ValueError(
                 f"drawn_heads={self.drawn_heads} must be among {self.num_heads[1:]} of num_heads"
@@ -64,11 +72,6 @@ class Config:
         for heads in self.num_heads:
             if self.d_model % (2 * heads):  # RoPE turns pairs
                 raise ValueError(f"d_model={self.d_model} must be a multiple of {2 * heads}")
-        if self.drawn_tokens > self.context_length:
-            raise ValueError(
-                f"drawn_tokens={self.drawn_tokens} must be at most context_length="
-                f"{self.context_length}"
-            )
 
 
 SCALES: dict[str, dict[str, Any]] = {
@@ -183,9 +186,11 @@ def claims(results: Results) -> list[Claim]:
     ]
     if most > some:
         found.append(
-            _alike(
+            weigh_within(
                 f"From {some} to {most} heads the loss changes by less than {ALIKE:g} nats/token",
-                difference(final(results, most), final(results, some)),
+                "Difference in nats/token",
+                {f"{most} less {some}": difference(final(results, most), final(results, some))},
+                ALIKE,
             )
         )
     return [
@@ -246,11 +251,6 @@ def _mean_costs(by_rank: dict[int, dict[int, float]]) -> list[float]:
     return [float(np.mean(list(ranks.values()))) for ranks in by_rank.values()]
 
 
-def _alike(text: str, interval: Interval) -> Claim:
-    verdict = all_of([judge(interval, below=ALIKE), judge(interval, above=-ALIKE)])
-    return Claim(text, verdict, f"{interval}; claimed within {ALIKE:g}")
-
-
 def _heads(number: int) -> str:
     return "one" if number == 1 else f"{number}"
 
@@ -285,19 +285,19 @@ def _loss_figure(results: Results) -> Figure:
 def _cost_figure(results: Results) -> Figure:
     heads, series = results.config["drawn_heads"], []
     for fill in (ZERO, MEAN):
-        rows = results.select("cost", num_heads=heads, fill=fill).by("rank")
-        groups = sorted((rank, group) for (rank,), group in rows.items())
-        series.append(band(f"{fill} in its place", groups))
+        rows = results.select("cost", num_heads=heads, fill=fill)
+        series.append(band_by(f"{fill} in its place", rows, "rank"))
+    ranks = sorted(series[0].x)
     return lines(
         series,
         name="cost_by_rank",
-        title=f"What one of {len(groups)} heads costs",
+        title=f"What one of {len(ranks)} heads costs",
         caption=f"Validation loss without the head minus that with it, of the dearest head to the "
         f"cheapest, {heads} heads in each layer: {over_seeds(results)}. The order comes from "
         "other windows.",
         x_label="rank of the head",
         y_label="nats a token",
-        x_ticks=[rank for rank, _ in groups],
+        x_ticks=ranks,
     )
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments.checks import check_not_empty, check_positive, check_rising
-from experiments.comparing import band, by_seed, difference, lowest_mean
+from experiments.comparing import band, band_by, by_seed, difference, lowest_mean
 from experiments.library import MODULES
 from jaxlm.analysis.claims import Claim, all_of, evidence, judge, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
@@ -246,7 +246,7 @@ def _compression_figure(results: Results) -> Figure:
     panels = []
     for text in CORPORA:
         series = [
-            band(f"trained on {name}", _by_size(rows.select(text=text, trained_on=name)))
+            band_by(f"trained on {name}", rows.select(text=text, trained_on=name), "vocab_size")
             for name in CORPORA
         ]
         panels.append((f"held-out {text}", series))
@@ -262,10 +262,6 @@ def _compression_figure(results: Results) -> Figure:
         log_x=True,
         x_ticks=results.config["vocab_sizes"],
     )
-
-
-def _by_size(rows: Results):
-    return ((size, group) for (size,), group in rows.by("vocab_size").items())
 
 
 def _bits_figure(results: Results) -> Figure:
@@ -287,7 +283,7 @@ def _bits_figure(results: Results) -> Figure:
 def _encoding_figure(results: Results) -> Figure:
     rows = results.select("tokens_per_character")
     return lines(
-        [band(name.upper(), _by_size(rows.select(encoding=name))) for name in ENCODINGS],
+        [band_by(name.upper(), rows.select(encoding=name), "vocab_size") for name in ENCODINGS],
         name="tokens_by_encoding",
         title="Tokens a character of the plays, by what their bytes are",
         caption="Merges begin with the bytes of each encoding. In UTF-16 and UTF-32 the first ones "

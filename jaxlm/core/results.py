@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+from jaxlm.core import json_forms
+
 FORMAT = 1
 
 
@@ -65,6 +67,15 @@ def _value(row: Row, name: str) -> Any:
     return getattr(row, name) if name in ("seed", "step") else row.fields.get(name)
 
 
+_PLAIN = (str, int, float, bool, None)
+_VALUE = (json_forms.finite, "nan", "inf", "-inf")
+_FORM = {
+    "study": str,
+    "config": dict,
+    "rows": [[{str: _PLAIN}, (int, None), (int, None), str, _VALUE, str]],
+}
+
+
 def to_json(results: Results) -> dict[str, Any]:
     """Plain values for JSON; floats keep all their digits, NaN and infinities become text."""
     rows = [[r.fields, r.seed, r.step, r.metric, _plain(r.value), r.unit] for r in results.rows]
@@ -84,6 +95,8 @@ def from_json(data: Any) -> Results:
         raise ValueError(f"expected the results of a study, format_version {FORMAT}")
     if data.get("columns") != list(Row._fields):
         raise ValueError(f"expected the columns {', '.join(Row._fields)}")
+    if problem := json_forms.problem(data, _FORM):
+        raise ValueError(problem)
     rows = tuple(Row(*row)._replace(value=float(row[4])) for row in data["rows"])
     return Results(study=data["study"], config=data["config"], rows=rows)
 

@@ -21,7 +21,7 @@ from typing import IO, Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 
-from jaxlm.core import config
+from jaxlm.core import config, json_forms
 from jaxlm.core.config import ConfigError
 from jaxlm.data.corpus import Corpus
 
@@ -292,8 +292,8 @@ def _read_header(file: BinaryIO, path: pathlib.Path) -> Header:
     if not block.startswith(MAGIC):
         raise ConfigError(f"{path}: not a jaxlm token file")
     try:
-        values = json.loads(block[len(MAGIC) :])
-    except (ValueError, RecursionError):
+        values = json_forms.parse(block[len(MAGIC) :])
+    except ValueError:
         raise ConfigError(_damaged(path, "its header is not JSON")) from None
     version = values.get("format") if isinstance(values, dict) else None
     if isinstance(version, int) and version > FORMAT:

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (numpy learns the name bfloat16 from it)
 import numpy as np
 
+from jaxlm.core import json_forms
 from jaxlm.core.config import ConfigError
 from jaxlm.interop.tensors import Stored
 from jaxlm.tokenizers.saved import read_json
@@ -165,23 +166,14 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=functools.partial(_once, path))
-    except ConfigError:
-        raise
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{path}: not a safetensors file: its header is not JSON") from None
+        header = json_forms.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise ConfigError(f"{path}: not a safetensors file: its header is not a JSON object")
     header.pop("__metadata__", None)
     _check_offsets(path, header, size - 8 - length)
     return header
-
-
-def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ConfigError(f"{path}: its header names a tensor or a field twice")
-    return values
 
 
 def _check_offsets(path: Path, header: Mapping[str, Any], size: int) -> None:

@@ -21,6 +21,7 @@ import shutil
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxlm.core import trees
+from jaxlm.core import json_forms, trees
 from jaxlm.core.config import ConfigError
 from jaxlm.io import workdir as workdir_lib
 
@@ -138,10 +139,10 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     """The manifest of a checkpoint folder; its own hash is checked, the files are not looked at."""
     path = pathlib.Path(path)
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json_forms.parse((path / MANIFEST).read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: {MANIFEST}: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise CheckpointError(f"{path}: {MANIFEST} is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT:
         given = manifest.get("format_version") if isinstance(manifest, dict) else None
@@ -150,8 +151,8 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         )
     if manifest.get("sha256") != _manifest_hash(manifest):
         raise CheckpointError(f"{path}: {MANIFEST} was changed after it was written (its sha256)")
-    if not _has_form(manifest):
-        raise CheckpointError(f"{path}: {MANIFEST} is not one that jaxlm writes")
+    if problem := json_forms.problem(manifest, _FORM):
+        raise CheckpointError(f"{path}: {MANIFEST}: {problem}")
     if path.name != step_dir("", manifest["step"]).name:
         raise CheckpointError(f"{path}: this folder holds step {manifest['step']}")
     return manifest
@@ -289,7 +290,7 @@ class Checkpointer:
                 self._begin(temporary / _ARRAYS, trees.unflatten(stored))
         except Exception as error:
             self._writer = None  # what an error left of it is not relied on
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             raise CheckpointError(_not_written(final, error)) from None
         self._thread = threading.Thread(
             target=self._finish, args=(temporary, final, manifest), name="checkpoint"
@@ -369,7 +370,7 @@ class Checkpointer:
             _put_in_place(temporary, final)
         except Exception as error:
             self._writer = None
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             self._error = CheckpointError(_not_written(final, error))
             return
         try:
@@ -461,6 +462,21 @@ def _clear_leftovers(folder: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
+def _discard(temporary: pathlib.Path) -> None:
+    """Removes what a failed save has left, until it stays away.
+
+    The writes beside the one that failed are not waited for by Orbax; those under way end all the
+    same, and make their folders anew.
+    """
+    gone = 0
+    for _ in range(40):
+        shutil.rmtree(temporary, ignore_errors=True)
+        time.sleep(0.05)
+        gone = 0 if temporary.exists() else gone + 1
+        if gone == 4:
+            return
+
+
 def _put_in_place(temporary: pathlib.Path, final: pathlib.Path) -> None:
     old = final.with_name(_REPLACED + final.name)
     if final.exists():
@@ -494,29 +510,35 @@ def _manifest_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _has_form(manifest: dict[str, Any]) -> bool:
-    """Whether every part is of its type and no file lies outside of the checkpoint's folder."""
-
-    def is_count(value: Any) -> bool:
-        return type(value) is int and value >= 0
-
-    def is_file(name: str, file: Any) -> bool:
-        inside = not name.startswith("/") and ".." not in name.split("/")
-        return inside and is_count(file["size"]) and isinstance(file["sha256"], str)
-
-    def is_leaf(leaf: Any) -> bool:
-        return isinstance(leaf["dtype"], str) and all(map(is_count, leaf["shape"]))
-
+def _file_inside(name: str) -> bool:
+    """Whether it can be the name of a file, and is one in the checkpoint's own folder."""
     try:
-        return (
-            is_count(manifest["step"])
-            and isinstance(manifest["extra"], dict)
-            and all(type(value) in (int, float) for value in manifest["metrics"].values())
-            and all(is_leaf(leaf) for leaf in manifest["leaves"].values())
-            and all(is_file(name, file) for name, file in manifest["files"].items())
-        )
-    except (KeyError, TypeError, AttributeError):
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
         return False
+    return b"\0" not in encoded and not name.startswith("/") and ".." not in name.split("/")
+
+
+def _known_dtype(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and value.isidentifier() and str(jnp.dtype(value)) == value
+    except TypeError:
+        return False
+
+
+_SHAPE = [json_forms.count]
+_KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+_LEAF = (
+    {"shape": _SHAPE, "dtype": _known_dtype},
+    *({"shape": _SHAPE, "dtype": dtype, "key_impl": impl} for dtype, impl in _KEYS.items()),
+)
+_FORM = {  # of a manifest: see `jaxlm.core.json_forms`
+    "step": json_forms.count,
+    "metrics": {str: float},
+    "extra": dict,
+    "leaves": {str: _LEAF},
+    "files": {_file_inside: {"size": json_forms.count, "sha256": str}},
+}
 
 
 def _named_leaves(tree: Any, prefix: str = "") -> tuple[dict[str, Any], Any]:

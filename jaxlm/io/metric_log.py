@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from jaxlm.core import json_forms
 from jaxlm.core.config import ConfigError
 
 
@@ -63,42 +64,44 @@ class MetricLog:
         self.close()
 
 
-def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike, form: Any = dict) -> list[dict[str, Any]]:
     """The records of a file in order, without a torn last line; values written as null are None.
 
+    Args:
+      form: of every record, see `jaxlm.core.json_forms`.
     Raises:
-      ConfigError: no such file, or a line before the last that is not a JSON object.
+      ConfigError: no such file, or a line before the last that is not a JSON object of the form.
     """
     path = pathlib.Path(path)
-    return [record for record, _ in _records(path)]
+    return [record for record, _ in _records(path, form)]
 
 
-def truncate(path: str | os.PathLike, keep: Callable[[dict[str, Any]], bool]) -> None:
+def truncate(
+    path: str | os.PathLike, keep: Callable[[dict[str, Any]], bool], form: Any = dict
+) -> None:
     """Cuts a log back to the longest run of complete lines from its start that `keep` is true of.
 
     A file that does not exist is left so.
 
+    Args:
+      form: of every record, as `read` has it, for `keep` to rely on.
     Raises:
-      ConfigError: a line before the last is not a JSON object, or none that `keep` can judge;
-        nothing is cut then.
+      ConfigError: a line before the last is not a JSON object of the form; nothing is cut then.
     """
     path = pathlib.Path(path)
     if not path.exists():
         return
     size = 0
-    for number, (record, end) in enumerate(_records(path), 1):
-        try:
-            if not keep(record):
-                break
-        except (KeyError, TypeError):
-            raise ConfigError(f"{path}: line {number} is no record of this log") from None
+    for record, end in _records(path, form):
+        if not keep(record):
+            break
         size = end
     with open(path, "r+b") as file:
         file.truncate(size)
         os.fsync(file.fileno())
 
 
-def _records(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
+def _records(path: pathlib.Path, form: Any) -> list[tuple[dict[str, Any], int]]:
     """Each complete record with the offset of the byte after its line."""
     try:
         data = path.read_bytes()
@@ -108,11 +111,13 @@ def _records(path: pathlib.Path) -> list[tuple[dict[str, Any], int]]:
     for number, line in enumerate(data[: _complete_size(data)].splitlines(keepends=True), 1):
         end += len(line)
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError
-        except (ValueError, RecursionError):
-            raise ConfigError(f"{path}: line {number} is not a JSON object") from None
+            record = json_forms.parse(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ConfigError(f"{path}: line {number} is not a JSON object")
+        if problem := json_forms.problem(record, form):
+            raise ConfigError(f"{path}: line {number}: {problem}")
         records.append((record, end))
     return records
 

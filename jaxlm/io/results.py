@@ -33,7 +33,7 @@ def load_results(path: str | os.PathLike) -> Results:
         return results_lib.from_json(load_json(path))
     except ConfigError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 

@@ -1,7 +1,6 @@
 """Whether two runs are the same, bit for bit, and the first place where they are not."""
 
 import itertools
-import json
 import os
 import pathlib
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.core import trees
+from jaxlm.core import json_forms, trees
 from jaxlm.io import checkpoints
 
 
@@ -64,7 +63,7 @@ def _first_line(a: list[bytes], b: list[bytes]) -> str | None:
 
 def _record(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json_forms.parse(line)
     except ValueError:
         return {"text": line.decode(errors="replace")}
     return record if isinstance(record, dict) else {"value": record}

@@ -11,6 +11,7 @@ import socket
 from typing import Any
 
 from jaxlm.core import config as config_lib
+from jaxlm.core import json_forms
 from jaxlm.core.config import ConfigError
 
 CONFIG_FILE = "config.json"
@@ -90,14 +91,9 @@ class WorkdirLock:
 
 def _describe_holder(text: bytes) -> str:
     try:
-        holder = json.loads(text)
+        holder = json_forms.parse(text)
         return f"process {holder['pid']} on host {holder['host']} since {holder['since']}"
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):  # the holder has not written its name yet
+    except (ValueError, KeyError, TypeError):  # the holder has not written its name yet
         return "another process"
 
 
@@ -137,21 +133,21 @@ def save_json(path: str | os.PathLike, obj: Any) -> None:
     write_text_atomic(path, json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def load_json(path: str | os.PathLike, kind: type = object) -> Any:
-    """Reads a JSON file; a ConfigError names it when it is missing, not JSON or not a `kind`."""
+def load_json(path: str | os.PathLike, form: Any = object) -> Any:
+    """Reads a JSON file; a ConfigError names it when it is missing, not JSON or not of the form.
+
+    form: see `jaxlm.core.json_forms`.
+    """
     path = pathlib.Path(path)
     try:
-        value = json.loads(path.read_bytes())
+        value = json_forms.parse(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, kind):
-        raise ConfigError(f"{path}: expected a JSON {_JSON_NAMES[kind]}")
+    if problem := json_forms.problem(value, form):
+        raise ConfigError(f"{path}: {problem}")
     return value
-
-
-_JSON_NAMES = {dict: "object", list: "array"}
 
 
 def save_config(workdir: str | os.PathLike, config: Any, **more: Any) -> None:

@@ -83,7 +83,7 @@ def context_of(run: TrainedRun, usage: dict[str, Any], given: int | None) -> int
         raise ConfigError(f"--context={given}: the model has {most} positions")
     made_for = cfg.context_length
     if most is None:  # a run may train on shorter rows than its base
-        made_for = max(made_for, usage.get("model_max_length", 0))
+        made_for = max(made_for, usage.get("model_max_length") or 0)
     return given or made_for
 
 

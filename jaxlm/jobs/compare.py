@@ -1,11 +1,13 @@
 """--job=compare: runs side by side, from the files in their folders."""
 
+import contextlib
 import json
 import math
 import pathlib
 import statistics
 from typing import Any
 
+from jaxlm.core import json_forms
 from jaxlm.core.config import FLAG, ConfigError, flatten
 from jaxlm.core.params import count_params
 from jaxlm.io import checkpoints, metric_log, workdir
@@ -14,6 +16,7 @@ from jaxlm.jobs.recorder import METRICS_FILE, SUMMARY_FILE, TIMINGS_FILE
 from jaxlm.jobs.setup import TOKENIZER_FILE, check_choice
 from jaxlm.models import kinds
 from jaxlm.reports.compare import ComparedRun, comparison_page, show
+from jaxlm.train import run_files
 from jaxlm.train.config import RunConfig
 from jaxlm.train.program import trained_specs
 
@@ -70,25 +73,16 @@ def read_run(folder: pathlib.Path, name: str) -> ComparedRun:
     Raises:
       ConfigError: a file of it is not what this version writes.
     """
-    try:
-        return _read_run(folder, name)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"--runs={folder}: its files are not those of a run of this version ({error!r})"
-        ) from None
-
-
-def _read_run(folder: pathlib.Path, name: str) -> ComparedRun:
     cfg = workdir.load_config(folder, RunConfig)
     metrics, timings = (
-        metric_log.read(folder / log) if (folder / log).exists() else []
-        for log in (METRICS_FILE, TIMINGS_FILE)
+        metric_log.read(folder / log, form) if (folder / log).exists() else []
+        for log, form in ((METRICS_FILE, run_files.METRICS), (TIMINGS_FILE, run_files.TIMING))
     )
     train, validation = (
         [r for r in metrics if r["split"] == split] for split in ("train", "validation")
     )
     step = max((record["step"] for record in metrics), default=0)
-    summary = _json(folder / SUMMARY_FILE)
+    summary = _json(folder / SUMMARY_FILE, run_files.SUMMARY)
     if summary.get("step") != step:  # of before the run was made longer
         summary = {}
     speeds = [r["tokens_per_s"] for r in timings if r.get("tokens_per_s") is not None]
@@ -100,7 +94,7 @@ def _read_run(folder: pathlib.Path, name: str) -> ComparedRun:
         "num_steps": cfg.train.num_steps,
         "val_loss": last.get("loss"),
         "best_val_loss": min(
-            (r["loss"] for r in validation if r["loss"] is not None), default=None
+            (r["loss"] for r in validation if r.get("loss") is not None), default=None
         ),
         "val_perplexity": last.get("perplexity"),
         "val_bits_per_byte": last.get("bits_per_byte"),
@@ -109,7 +103,7 @@ def _read_run(folder: pathlib.Path, name: str) -> ComparedRun:
         "tokens_per_s": summary.get("tokens_per_s", statistics.median(speeds) if speeds else None),
         "seconds": summary.get("seconds"),
         "val_num_tokens": last.get("num_tokens"),
-        "tokenizer": _json(folder / TOKENIZER_FILE).get("sha256"),
+        "tokenizer": _json(folder / TOKENIZER_FILE, {"sha256": (str, None)}).get("sha256"),
         "corpus": _corpus(folder),
     }
     curves = [_curve(records, tokens_a_step) for records in (train, validation)]
@@ -127,15 +121,15 @@ def _curve(records: list[dict[str, Any]], tokens_a_step: int) -> tuple[list[floa
 def _corpus(folder: pathlib.Path) -> str | None:
     """The fingerprint of the text, from the newest manifest that can be read."""
     for path in sorted((folder / checkpoints.FOLDER).glob("step_*"), reverse=True):
-        try:
-            return checkpoints.read_manifest(path)["extra"].get("corpus")
-        except checkpoints.CheckpointError:
-            continue
+        with contextlib.suppress(checkpoints.CheckpointError):
+            extra = checkpoints.read_manifest(path)["extra"]
+            if json_forms.problem(extra, run_files.CHECKPOINT_EXTRA) is None:
+                return extra.get("corpus")
     return None
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    return workdir.load_json(path, dict) if path.exists() else {}
+def _json(path: pathlib.Path, form: dict[str, Any]) -> dict[str, Any]:
+    return workdir.load_json(path, form) if path.exists() else {}
 
 
 def _names(folders: list[pathlib.Path]) -> list[str]:

@@ -6,10 +6,9 @@ import shutil
 
 from jaxlm.core.config import ConfigError
 from jaxlm.interop import peft_files, pretrained
-from jaxlm.io import workdir
 from jaxlm.jobs import Launch
 from jaxlm.jobs.setup import TrainedRun, check_choice, open_run, require_workdir
-from jaxlm.jobs.sources import USAGE_FILE
+from jaxlm.jobs.sources import saved_usage
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import hugging_face
 
@@ -55,8 +54,7 @@ def _write_model(
     target: pathlib.Path, folder: pathlib.Path, run: TrainedRun, model: TransformerConfig
 ) -> None:
     pretrained.save_weights(target, model, run.params)
-    usage_file = folder / USAGE_FILE
-    usage = workdir.load_json(usage_file, dict) if usage_file.exists() else {}
+    usage = saved_usage(folder)
     if run.tokenizer.kind == "characters":
         print("left out  the tokenizer: transformers has none of characters")
     else:

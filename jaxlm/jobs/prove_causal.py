@@ -65,6 +65,8 @@ def main(launch: Launch) -> int:
         print(problem or summary(finding, queries))
     if launch.workdir:
         print(f"figure    {draw(found, queries, pathlib.Path(launch.workdir))}")
+    else:
+        print("figure    none; --workdir=FOLDER draws the matrices")
     return 0 if proved else 1
 
 

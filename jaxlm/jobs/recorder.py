@@ -41,9 +41,11 @@ from jaxlm.jobs.signals import stop_requests
 from jaxlm.models.api import LanguageModel
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.progress import make_progress
+from jaxlm.train import run_files
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import Layout
 from jaxlm.train.passed_over import Ranges, batch_number, num_passed
+from jaxlm.train.run_files import OF_A_STEP
 from jaxlm.train.state import TrainState
 
 METRICS_FILE = "metrics.jsonl"  # only what is a function of (config, text, step)
@@ -125,7 +127,7 @@ class Recorder:
     @staticmethod
     def cut_back(path: pathlib.Path, step: int) -> None:
         """Drops from a log what is written again after a resume at `step`."""
-        metric_log.truncate(path, lambda record: _order(record) <= (step, 0))
+        metric_log.truncate(path, lambda record: _order(record) <= (step, 0), OF_A_STEP)
 
     def after_call(self, step: int, state: TrainState, metrics: dict[str, np.ndarray]) -> bool:
         """The loop's hook; True ends the loop after a signal."""
@@ -161,7 +163,9 @@ class Recorder:
             self.save(state)
         self._checkpointer.delete_after(step)
         for name in (METRICS_FILE, SAMPLES_FILE):
-            metric_log.truncate(self.folder / name, lambda record: record["step"] <= step)
+            metric_log.truncate(
+                self.folder / name, lambda record: record["step"] <= step, OF_A_STEP
+            )
         self._clock = time.perf_counter()
 
     def finish_edge(self, step: int, state: TrainState) -> float | None:
@@ -199,8 +203,8 @@ class Recorder:
     def write_summary(self, num_params: int, cost: flops.TrainFlops) -> dict[str, Any]:
         """Writes and returns what the finished run came to."""
         cfg = self.cfg
-        records = metric_log.read(self.folder / METRICS_FILE)
-        validations = [r for r in records if r.get("split") == "validation"]
+        records = metric_log.read(self.folder / METRICS_FILE, run_files.METRICS)
+        validations = [r for r in records if r["split"] == "validation"]
         validations = [r for r in validations if r.get("loss") is not None]
         best = min(validations, key=lambda record: record["loss"], default={})
         summary = {
@@ -235,7 +239,7 @@ class Recorder:
         names, history = self.cfg.train.trackers if processes.is_writer() else (), []
         if names:
             for name in (METRICS_FILE, SAMPLES_FILE):
-                history += metric_log.read(self.folder / name)
+                history += metric_log.read(self.folder / name, OF_A_STEP)
             history.sort(key=lambda record: record["step"])
         note = self._progress.note
         return Trackers(names, self.folder, to_dict(self.cfg), self._step, history, note)
@@ -280,7 +284,7 @@ class Recorder:
         if compiled.programs:  # this call's time is mostly compilation
             self._compiled = compile_cache.counts()
             self._timings.append({"event": "compile", "step": step, **vars(compiled)})
-            self._progress.note(str(compiled))
+            self._progress.note(f"compiled  {compiled}")
             return
         self._speeds.append(tokens_per_s)
         if step % self.cfg.train.log_every == 0:

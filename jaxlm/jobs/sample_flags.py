@@ -6,10 +6,9 @@ from typing import Any
 
 from jaxlm.core.config import ConfigError
 from jaxlm.decode.grammars import Matcher, match_json_schema, match_regex
-from jaxlm.io.workdir import load_json
 from jaxlm.jobs.sampling_flags import NUMBERS
 from jaxlm.jobs.setup import check_choice
-from jaxlm.jobs.sources import USAGE_FILE
+from jaxlm.jobs.sources import saved_usage
 from jaxlm.tokenizers import Tokenizer
 
 DRAWING = (*NUMBERS, "logit_bias", "seed")  # of which a search that draws nothing has no use
@@ -66,9 +65,7 @@ def _refuse(flags: Any, names: tuple[str, ...], why: str) -> None:
 def stop_ids_of(stop: str | None, folder: pathlib.Path, tokenizer: Tokenizer) -> list[int]:
     """The token at which a text ends: that of --stop, else the one that an imported run names."""
     if stop is None:
-        path = folder / USAGE_FILE
-        usage = load_json(path, dict) if path.is_file() else {}
-        stop = str(usage.get("eos_token", "none"))
+        stop = str(saved_usage(folder).get("eos_token") or "none")
     if stop == "none":
         return []
     try:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxlm.core import config as config_lib
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
+from jaxlm.core.json_forms import count
 from jaxlm.interop import pretrained
 from jaxlm.io import workdir
 from jaxlm.jobs.setup import TOKENIZER_FILE, TrainedRun, open_run
@@ -16,10 +17,12 @@ from jaxlm.models import kinds
 from jaxlm.models.api import LanguageModel
 from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
+from jaxlm.tokenizers.hugging_face import USAGE
 from jaxlm.train.config import RunConfig, TrainConfig
 from jaxlm.train.layouts import Layout
 
 USAGE_FILE = "tokenizer_config.json"  # chat template and names of special tokens, as the source's
+_USAGE = {**dict.fromkeys(USAGE, (str, None)), "model_max_length": (count, None)}
 SOURCE_FLAG = f"{FLAG}train.init_from"
 
 # Fields of a model that may differ from those of the base its adapters are added to: none of them
@@ -65,8 +68,13 @@ def usage_of_source(source: str | None) -> dict[str, Any]:
         return {}
     if pretrained.is_pretrained(source):
         return pretrained.load_usage(source)
-    path = pathlib.Path(source) / USAGE_FILE
-    return workdir.load_json(path, dict) if path.exists() else {}
+    return saved_usage(pathlib.Path(source))
+
+
+def saved_usage(folder: pathlib.Path) -> dict[str, Any]:
+    """The same of a run's own folder."""
+    path = folder / USAGE_FILE
+    return workdir.load_json(path, _USAGE) if path.exists() else {}
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer, usage: dict[str, Any]) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxlm.core import sweep as sweep_lib
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG, ConfigError, apply_overrides, to_dict
+from jaxlm.core.json_forms import count, finite
 from jaxlm.core.sweep import Point
 from jaxlm.data.batches import Batch, lane_batches, stack_batches
 from jaxlm.io import checkpoints, compile_cache, metric_log, provenance, workdir
@@ -56,6 +57,7 @@ FORMAT = 1
 CALL_BYTES = 1 << 27  # of batches given to one call of a program
 SHARE = 0.9  # of the free memory for the program: batches are made beside it
 SHOW_EVERY_S = 5.0
+_ROW = {str: (finite, None), "point": count, "step": count}  # of rows.jsonl and a point's rows.json
 
 
 class Sweep(NamedTuple):
@@ -295,7 +297,7 @@ def train_points(
         state = population.init(seeds, hypers)
         if base is not None and cfg.lora.rank is None:  # every point trains the base's weights
             state = start_all_from(state, base)
-    metric_log.truncate(own / ROWS_FILE, lambda row: row["step"] <= done)
+    metric_log.truncate(own / ROWS_FILE, lambda row: row["step"] <= done, _ROW)
     shown = time.perf_counter()
     with (
         metric_log.MetricLog(own / ROWS_FILE) as log,
@@ -325,7 +327,7 @@ def train_points(
     if done < num_steps:
         return
     rows: dict[int, list] = {place: [] for place in places}
-    for row in metric_log.read(own / ROWS_FILE):
+    for row in metric_log.read(own / ROWS_FILE, _ROW):
         rows[row["point"]].append(row)
     for place in places:
         path = point_folder(folder, place)
@@ -385,7 +387,7 @@ def finish(folder: pathlib.Path, sweep: Sweep) -> None:
     """The table of all points, the best setting, figures and the report."""
     finished = []
     for place, point in enumerate(sweep.points):
-        rows = workdir.load_json(point_folder(folder, place) / "rows.json", list)
+        rows = workdir.load_json(point_folder(folder, place) / "rows.json", [_ROW])
         finished.append(FinishedPoint(point, rows))
     axes = sweep_lib.axes_of(sweep.points)
     fields = list(dict.fromkeys(path for point in sweep.points for path in point))

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.core import json_forms
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError, diff
 from jaxlm.data.batches import batch_at, num_windows
@@ -52,6 +53,7 @@ from jaxlm.models.lora import LoraConfig
 from jaxlm.optim.schedules import schedule_table
 from jaxlm.reports.run_report import REPORT, write_run_report
 from jaxlm.tokenizers import load_tokenizer, save_tokenizer
+from jaxlm.train import run_files
 from jaxlm.train.config import FREE_ON_RESUME, RunConfig
 from jaxlm.train.estimates import flops_per_token
 from jaxlm.train.layouts import Layout
@@ -73,7 +75,6 @@ def main(launch: Launch) -> int:
     """Trains; whatever can be refused is refused before the run's folder is made."""
     started = time.perf_counter()
     processes.join(launch.flags)
-    threading.Thread(target=checkpoints.preload, daemon=True).start()  # beside reading the text
     compile_cache.enable()
     cfg, name = launch_config(launch)
     trackers.require(cfg.train.trackers)
@@ -85,6 +86,7 @@ def main(launch: Launch) -> int:
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     else:
         tokenizer = tokenizer_of_source(cfg)
+    threading.Thread(target=_preload, daemon=True).start()
     data = prepare_data(cfg, tokenizer)
     cfg = with_vocabulary(cfg, data.tokenizer)
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
@@ -180,7 +182,7 @@ def check_source(cfg: RunConfig) -> None:
 def finished(folder: pathlib.Path, cfg: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that has done all its steps, or None."""
     path = folder / SUMMARY_FILE
-    summary = workdir.load_json(path, dict) if path.exists() else {}
+    summary = workdir.load_json(path, run_files.SUMMARY) if path.exists() else {}
     return summary if summary.get("step") == cfg.train.num_steps else None
 
 
@@ -194,6 +196,8 @@ def check_resumable(
     cfg: RunConfig, data: Data, path: pathlib.Path, manifest: dict[str, Any]
 ) -> None:
     """Raises ConfigError unless a run of this config and text can go on from the checkpoint."""
+    if problem := json_forms.problem(manifest["extra"], run_files.CHECKPOINT_EXTRA):
+        raise ConfigError(f"{path}: its manifest's extra: {problem}")
     if "imported" in manifest["extra"]:
         raise ConfigError(
             f"--workdir={path.parent.parent}: holds imported weights and no run to go on with; "
@@ -217,6 +221,16 @@ def result_line(summary: dict[str, Any]) -> str:
         f"perplexity {summary['val_perplexity']:.2f}, "
         f"{summary['val_bits_per_byte']:.3f} bits a byte"
     )
+
+
+def _preload() -> None:
+    """Imports what writes checkpoints, beside the reading of the text.
+
+    Where the process ends meanwhile an import fails in its midst; one that fails otherwise fails
+    again where it is needed.
+    """
+    with contextlib.suppress(Exception):
+        checkpoints.preload()
 
 
 def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str, float]) -> None:
@@ -314,7 +328,7 @@ def _train(
         Profiler(cfg.train, own, start, recorder.note) as profiler,
     ):
         if found is not None:
-            recorder.passed_over = tuple(map(tuple, found[1]["extra"].get("passed_over", ())))
+            recorder.passed_over = tuple(map(tuple, found[1]["extra"].get("passed_over") or ()))
         recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
         while start < cfg.train.num_steps:
             state = loop(
@@ -332,7 +346,7 @@ def _train(
                 del state  # it is lost, and its memory needed
             examine_bad_step(cfg, folder, data, backends, recorder, bad, replay)
             if cfg.train.on_nonfinite != "skip":
-                start, passed = go_back(cfg, recorder, bad)
+                start, passed = go_back(cfg, folder, recorder, bad)
                 state = replay(start)
                 recorder.passed_over = passed
                 recorder.roll_back(start, state)
@@ -373,7 +387,9 @@ def examine_bad_step(
         recorder.note(f"          {line}")
 
 
-def go_back(cfg: RunConfig, recorder: Recorder, bad: BadStep) -> tuple[int, Ranges]:
+def go_back(
+    cfg: RunConfig, folder: pathlib.Path, recorder: Recorder, bad: BadStep
+) -> tuple[int, Ranges]:
     """The step to go on from after a bad one, and the batches that are then passed over.
 
     Raises:
@@ -381,9 +397,12 @@ def go_back(cfg: RunConfig, recorder: Recorder, bad: BadStep) -> tuple[int, Rang
     """
     train = cfg.train
     if train.on_nonfinite == "stop":
+        found = checkpoints.newest_good(folder)
+        kept = f"step {found[1]['step']} is saved" if found else "no step was saved before it"
         raise NonFiniteError(
-            f"step {bad.step}: {bad.problem}; the last checkpoint is good. Lower optim.peak_lr or "
-            "clip more (optim.clip_norm), or go on with train.on_nonfinite=skip or rollback"
+            f"step {bad.step}: {bad.problem}; {kept}. Lower optim.peak_lr or clip more "
+            "(optim.clip_norm) in a new run, or go on, leaving out what is bad: python launch.py "
+            f"--workdir={folder} {FLAG}train.on_nonfinite=skip (or rollback)"
         )
     step = max(0, bad.step - train.rollback_steps)
     step -= step % train.steps_per_call

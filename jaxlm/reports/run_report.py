@@ -1,6 +1,5 @@
 """report.html of one run, from the files in its folder and nothing else."""
 
-import json
 import math
 import os
 import pathlib
@@ -8,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.core import json_forms
 from jaxlm.reports import page, sections
 from jaxlm.reports.curves import SECOND, Curve, chart, cropped_limits
 from jaxlm.reports.files import write_atomic
+from jaxlm.train import run_files
 
 REPORT = "report.html"
 _MAX_SCHEDULE_ROWS = 16
@@ -21,8 +22,8 @@ def write_run_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes `<workdir>/report.html`, one file that needs no other, and returns its path.
 
     Read are, as far as they exist: config.json, summary.json, metrics.jsonl, samples.jsonl,
-    schedule.json, timings.jsonl and provenance.json; a section without its file says so. Lines
-    that are not JSON are counted and left out.
+    schedule.json, timings.jsonl and provenance.json; a section without its file says so. What is
+    not as jaxlm writes it is left out, and told: a whole file, or a line of a .jsonl.
     """
     workdir = pathlib.Path(workdir)
     run = _Run(workdir)
@@ -47,42 +48,40 @@ class _Run:
     def __init__(self, workdir: pathlib.Path):
         self.problems: list[str] = []
         self._workdir = workdir
-        config = self._json("config.json", dict)
-        inner = config.get("config", config)
-        self.config: dict[str, Any] = inner if isinstance(inner, dict) else {}
-        self.summary: dict[str, Any] = self._json("summary.json", dict)
-        self.provenance: dict[str, Any] = self._json("provenance.json", dict)
-        self.schedule: list[Any] = self._json("schedule.json", list)
-        metrics = self._lines("metrics.jsonl")
-        self.train = [r for r in metrics if r.get("split") == "train"]
-        self.validation = [r for r in metrics if r.get("split") == "validation"]
-        self.timings = self._lines("timings.jsonl")
-        self.samples = self._lines("samples.jsonl")
+        config = self._json("config.json", run_files.CONFIG) or {}
+        self.config: dict[str, Any] = config.get("config", {})
+        self.summary: dict[str, Any] = self._json("summary.json", run_files.SUMMARY) or {}
+        self.provenance: dict[str, Any] = self._json("provenance.json", run_files.PROVENANCE) or {}
+        self.schedule: list[list] = self._json("schedule.json", run_files.SCHEDULE) or []
+        metrics = self._lines("metrics.jsonl", run_files.METRICS)
+        self.train = [r for r in metrics if r["split"] == "train"]
+        self.validation = [r for r in metrics if r["split"] == "validation"]
+        self.timings = self._lines("timings.jsonl", run_files.TIMING)
+        self.samples = self._lines("samples.jsonl", run_files.SAMPLE)
 
     @property
     def last_step(self) -> int:
-        steps = [r["step"] for r in (*self.train, *self.validation) if _is_number(r.get("step"))]
-        return int(max([*steps, self.summary.get("step") or 0]))
+        steps = [r["step"] for r in (*self.train, *self.validation)]
+        return max([*steps, self.summary.get("step", 0)])
 
     @property
     def planned_steps(self) -> int | None:
-        train = self.config.get("train")
-        planned = train.get("num_steps") if isinstance(train, dict) else None
-        return planned if _is_number(planned) else None
+        return self.config.get("train", {}).get("num_steps")
 
-    def _json(self, name: str, kind: type) -> Any:
+    def _json(self, name: str, form: Any) -> Any:
         try:
-            value = json.loads((self._workdir / name).read_bytes())
-            if isinstance(value, kind):
-                return value
-            self.problems.append(f"{name} does not hold what it should")
+            value = json_forms.parse((self._workdir / name).read_bytes())
         except FileNotFoundError:
-            pass
-        except (OSError, ValueError, RecursionError):
+            return None
+        except (OSError, ValueError):
             self.problems.append(f"{name} cannot be read")
-        return kind()
+            return None
+        if problem := json_forms.problem(value, form):
+            self.problems.append(f"{name}: {problem}")
+            return None
+        return value
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
+    def _lines(self, name: str, form: Any) -> list[dict[str, Any]]:
         try:
             lines = (self._workdir / name).read_bytes().splitlines()
         except FileNotFoundError:
@@ -93,24 +92,16 @@ class _Run:
         records, broken = [], 0
         for line in lines:
             try:
-                record = json.loads(line, parse_int=_whole)
-                negative = record["step"] < 0
-            except KeyError:
-                negative = False  # not every line belongs to a step
-            except (ValueError, TypeError, RecursionError):
-                record, negative = None, True
-            if isinstance(record, dict) and not negative:
+                record = json_forms.parse(line)
+            except ValueError:
+                record = None
+            if json_forms.problem(record, form) is None:
                 records.append(record)
             else:
                 broken += 1
         if broken:
             self.problems.append(f"{name}: {broken} unreadable line{'s' if broken > 1 else ''}")
         return records
-
-
-def _whole(digits: str) -> int | float:
-    """An integer of JSON, one that no float holds exactly as a float."""
-    return int(digits) if len(digits) < 16 else float(digits)
 
 
 def _headline(name: str, run: _Run) -> list[str]:
@@ -144,14 +135,14 @@ def _headline(name: str, run: _Run) -> list[str]:
         ("perplexity", "val_perplexity", 3, "exp of the loss"),
         ("bits per byte", "val_bits_per_byte", 4, "compares across tokenizers"),
     ):
-        if _is_number(measured.get(field)):
+        if measured.get(field) is not None:
             items.append((label, f"{measured[field]:.{digits}f}", detail))
     for label, field, show, detail in (
         ("parameters", "num_params", _short, "trained weights"),
         ("tokens seen", "tokens_seen", _short, "in training"),
         ("time", "seconds", _duration, "wall clock"),
     ):
-        if _is_number(summary.get(field)):
+        if summary.get(field) is not None:
             items.append((label, show(summary[field]), detail))
     if items:
         parts.append(page.tiles(items))
@@ -161,10 +152,10 @@ def _headline(name: str, run: _Run) -> list[str]:
 
 
 def _about_loss(run: _Run, final: Any) -> str:
-    known = [r for r in run.validation if _is_number(r.get("loss"))]
+    known = [r for r in run.validation if r.get("loss") is not None]
     lowest = min(known, key=lambda r: r["loss"], default=None)
-    if lowest and _is_number(final) and lowest["loss"] < final - 5e-5:
-        return f"nats a token; lowest {lowest['loss']:.4f} at step {_count(lowest.get('step'))}"
+    if lowest and final is not None and lowest["loss"] < final - 5e-5:
+        return f"nats a token; lowest {lowest['loss']:.4f} at step {lowest['step']:,}"
     return "nats a token"
 
 
@@ -217,25 +208,25 @@ def _curves(run: _Run) -> list[str]:
 
 def _samples(run: _Run) -> list[str]:
     parts = ["<h2>Samples</h2>"]
-    by_step: dict[Any, list[dict[str, Any]]] = {}
+    by_step: dict[int, list[dict[str, Any]]] = {}
     for record in run.samples:
-        by_step.setdefault(record.get("step"), []).append(record)
+        by_step.setdefault(record["step"], []).append(record)
     if not by_step:
         return [*parts, page.paragraph("No samples were taken.", "muted")]
     *earlier, last = by_step
     parts.append(_samples_of_step(last, by_step[last]))
     for step in reversed(earlier):
         content = _samples_of_step(step, by_step[step])
-        parts.append(page.folded(f"Samples at step {_count(step)}", content))
+        parts.append(page.folded(f"Samples at step {step:,}", content))
     return parts
 
 
-def _samples_of_step(step: Any, records: list[dict[str, Any]]) -> str:
+def _samples_of_step(step: int, records: list[dict[str, Any]]) -> str:
     parts = []
     for record in records[:_MAX_SAMPLES_OF_A_STEP]:
-        prompt, text = str(record.get("prompt") or ""), str(record.get("text") or "")
-        about = [f"step {_count(step)}"]
-        if _is_number(record.get("temperature")):
+        prompt, text = record.get("prompt") or "", record.get("text") or ""
+        about = [f"step {step:,}"]
+        if record.get("temperature") is not None:
             about.append(f"temperature {record['temperature']:g}")
         parts.append(page.paragraph(", ".join(about), "muted"))
         parts.append(page.text_block(prompt, text.removeprefix(prompt)))
@@ -254,11 +245,7 @@ def _config(run: _Run) -> list[str]:
 
 def _schedule(run: _Run) -> list[str]:
     parts = ["<h2>Learning-rate schedule</h2>"]
-    rows = [
-        row
-        for row in run.schedule
-        if isinstance(row, list) and len(row) == 2 and all(map(_is_number, row))
-    ]
+    rows = run.schedule
     if not rows:
         return [*parts, page.paragraph("There is no schedule.json.", "muted")]
     shown = rows
@@ -272,7 +259,7 @@ def _schedule(run: _Run) -> list[str]:
     tables = [
         page.card(
             "",
-            page.columns(("step", "learning rate"), [(_count(s), f"{lr:.4g}") for s, lr in part]),
+            page.columns(("step", "learning rate"), [(f"{s:,}", f"{lr:.4g}") for s, lr in part]),
         )
         for part in (shown[:half], shown[half:])
         if part
@@ -282,8 +269,7 @@ def _schedule(run: _Run) -> list[str]:
 
 def _timings(run: _Run) -> list[str]:
     parts = ["<h2>Timings</h2>"]
-    seconds = [r["seconds_per_step"] for r in run.timings if _is_number(r.get("seconds_per_step"))]
-    speeds = [r["tokens_per_s"] for r in run.timings if _is_number(r.get("tokens_per_s"))]
+    seconds, speeds = (_known(run.timings, n) for n in ("seconds_per_step", "tokens_per_s"))
     rows = []
     if seconds:
         rows.append(("time per step, median", _fine_duration(float(np.median(seconds)))))
@@ -291,21 +277,21 @@ def _timings(run: _Run) -> list[str]:
     if speeds:
         rows.append(("tokens a second, median", f"{np.median(speeds):,.0f}"))
     for name, unit in (("flops_per_s", "FLOP/s"), ("peak_memory_bytes", "B")):
-        if _is_number(run.summary.get(name)):
+        if run.summary.get(name) is not None:
             label = {"flops_per_s": "compute", "peak_memory_bytes": "memory, peak"}[name]
             rows.append((label, f"{_short(run.summary[name])}{unit}"))
     for name, label in (("mfu", "MFU, full attention"), ("mfu_causal", "MFU, causal attention")):
-        if _is_number(run.summary.get(name)):
+        if run.summary.get(name) is not None:
             rows.append((label, f"{run.summary[name]:.1%}"))
     compiled = [r for r in run.timings if r.get("event") == "compile"]
     if compiled:
-        total = {n: _total(compiled, n) for n in ("seconds", "programs", "from_cache")}
+        total = {n: sum(_known(compiled, n)) for n in ("seconds", "programs", "from_cache")}
         rows.append(("compiling", _fine_duration(total["seconds"])))
         cached = f"{total['from_cache']:,} of {total['programs']:,}"
         rows.append(("programs from the compile cache", cached))
     starts = [r["step"] for r in run.timings if r.get("event") == "start" and r.get("step")]
     if starts:
-        rows.append(("resumed at step", ", ".join(map(_count, starts))))
+        rows.append(("resumed at step", ", ".join(f"{step:,}" for step in starts)))
     if not rows:
         return [*parts, page.paragraph("There is nothing in timings.jsonl.", "muted")]
     return [*parts, page.card("", page.pairs(rows), "card plain")]
@@ -318,8 +304,8 @@ def _environment(run: _Run) -> list[str]:
     return [*parts, sections.environment(run.provenance)]
 
 
-def _total(records: list[dict[str, Any]], field: str) -> float:
-    return sum(r[field] for r in records if _is_number(r.get(field)))
+def _known(records: list[dict[str, Any]], field: str) -> list[float]:
+    return [r[field] for r in records if r.get(field) is not None]
 
 
 def _series(records: list[dict[str, Any]], field: str) -> tuple[list[float], list[float]]:
@@ -328,21 +314,9 @@ def _series(records: list[dict[str, Any]], field: str) -> tuple[list[float], lis
     A step may have several where a run was resumed and did it again; a null, which stands for NaN
     or infinity, leaves a gap.
     """
-    values = {
-        r["step"]: r[field] if _is_number(r[field]) else math.nan
-        for r in records
-        if field in r and _is_number(r.get("step"))
-    }
+    values = {r["step"]: math.nan if r[field] is None else r[field] for r in records if field in r}
     steps = sorted(values)
     return steps, [values[step] for step in steps]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _count(step: Any) -> str:
-    return f"{step:,}" if _is_number(step) else str(step)
 
 
 def _short(number: float) -> str:

@@ -1,10 +1,10 @@
 """Tokenizers as one readable JSON file with its hash inside."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from jaxlm.core import json_forms
 from jaxlm.core.config import ConfigError
 from jaxlm.tokenizers.bpe import bpe_tokenizer, readable_pair
 from jaxlm.tokenizers.bytes import byte_tokenizer
@@ -108,19 +108,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ConfigError(f"{where}: {twice!r} is given twice")
-        return values
-
     try:
-        document = json.loads(text, object_pairs_hook=unique)
-    except ConfigError:
-        raise
-    except (ValueError, RecursionError) as error:
+        document = json_forms.parse(text)
+    except ValueError as error:
         raise ConfigError(f"{where}: not JSON: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{where}: expected a JSON object, got {type(document).__name__}")

@@ -25,11 +25,13 @@ from jaxlm.jobs.sources import config_of_source
 from jaxlm.models import lora
 from jaxlm.models.lora import LoraConfig
 from jaxlm.models.transformer import TransformerConfig, param_specs
+from jaxlm.reports.compare import comparison_page
 from jaxlm.reports.run_report import write_run_report
 from jaxlm.tokenizers import hugging_face, load_tokenizer, save_tokenizer
 from jaxlm.tokenizers.bpe import bpe_tokenizer
 from jaxlm.tokenizers.gpt2_files import read_gpt2_files, write_gpt2_files
 from jaxlm.tokenizers.tiktoken_file import read_tiktoken_ranks, write_tiktoken_ranks
+from jaxlm.train import run_files
 from jaxlm.train.config import RunConfig
 
 TOKENIZER = bpe_tokenizer([(b"t", b"h"), (b"th", b"e"), (b" ", b"the")], special_tokens=["<|end|>"])
@@ -185,8 +187,8 @@ def read_run_files(folder: pathlib.Path) -> None:
     write_run_report(folder)
     config_of_source(str(folder))
     for name in ("metrics.jsonl", "samples.jsonl"):
-        metric_log.truncate(folder / name, lambda record: record["step"] <= 1)
-    read_run(folder, "run")
+        metric_log.truncate(folder / name, lambda r: r["step"] <= 1, run_files.OF_A_STEP)
+    comparison_page([read_run(folder, "run")] * 2)
 
 
 def make_results(folder: pathlib.Path) -> None:

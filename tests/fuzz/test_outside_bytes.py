@@ -22,12 +22,15 @@ from hypothesis import strategies as st
 
 from jaxlm.core.config import ConfigError
 from jaxlm.data.token_file import HEADER_BYTES, MAGIC
+from jaxlm.reports import compare, run_report
+from jaxlm.reports import curves as curves_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = 20  # of a read; a loop over a size that lies would take for ever
 ROOM = 256 << 20  # bytes that a read may take; the files have some thousands
 EXECUTED = ("exec", "compile", "pickle.find_class", "subprocess.Popen", "os.system", "os.exec")
 QUICK, LONG = 25, int(os.environ.get("FUZZ_EXAMPLES", 200))
+ANEW = "FUZZ_EXAMPLES" in os.environ  # else the same examples every time, as a suite should have
 
 _watch: dict = {}  # where the audit hook, which cannot be taken away again, is to look
 
@@ -106,6 +109,23 @@ def valid(tmp_path_factory):
     return get
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _charts_drawn_once():
+    """Most spoiled runs have the charts of the good one, each of which takes 0.2 s."""
+    drawn = {}
+
+    def chart(curves, **options):
+        key = repr((curves, options))
+        if key not in drawn:
+            drawn[key] = curves_lib.chart(curves, **options)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (run_report, compare):
+            patch.setattr(module, "chart", chart)
+        yield
+
+
 def json_part(path: pathlib.Path) -> tuple[bytes, str, bytes] | None:
     """The file cut into what stands before its JSON, the JSON, and the rest; None without one."""
     data = path.read_bytes()
@@ -154,7 +174,7 @@ def test_a_spoiled_file_is_one_line_or_read(kind, examples, valid, tmp_path):
         max_examples=examples,
         deadline=None,
         database=None,
-        derandomize=examples == QUICK,
+        derandomize=examples == QUICK or not ANEW,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(st.data())
@@ -165,6 +185,24 @@ def test_a_spoiled_file_is_one_line_or_read(kind, examples, valid, tmp_path):
         check(outside_files.KINDS[kind][1], copy)
 
     attack()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change"),
+    [
+        ("run", "summary.json", {"step": [1]}),
+        ("run", "summary.json", {"val_loss": "2"}),
+        ("results", "results.json", {"rows": [[{}, 0, None, "loss", 10**400, "nats"]]}),
+        ("results", "results.json", {"rows": [[{"rank": []}, 0, None, "loss", 1.0, "nats"]]}),
+        ("checkpoint", "checkpoints/step_00000003/manifest.json", {"files": {"a\0b": {}}}),
+    ],
+)
+def test_what_was_found_once(kind, name, change, valid, tmp_path):
+    shutil.copytree(valid(kind), tmp_path, dirs_exist_ok=True)
+    path = tmp_path / name
+    content = json.dumps(json.loads(path.read_text()) | change).encode()
+    path.write_bytes(outside_files.RESEAL.get(path.name, bytes)(content))
+    assert check(outside_files.KINDS[kind][1], tmp_path) == (kind == "checkpoint")
 
 
 @pytest.mark.parametrize("kind", outside_files.KINDS)

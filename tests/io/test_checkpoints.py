@@ -565,8 +565,12 @@ def sealed(path: pathlib.Path, **changes) -> None:
     [
         {"files": {"/dev/zero": {"size": 1, "sha256": "x"}}},
         {"files": {"../../secret": {"size": 1, "sha256": "x"}}},
+        {"files": {"a\0b": {"size": 1, "sha256": "x"}}},
+        {"files": {"\ud800": {"size": 1, "sha256": "x"}}},
         {"files": {"arrays": {"size": -1, "sha256": "x"}}},
         {"leaves": {"w": {"shape": [-1], "dtype": "float32"}}},
+        {"leaves": {"w": {"shape": [1], "dtype": "f4,f4"}}},
+        {"leaves": {"key": {"shape": [], "dtype": "key<fry>", "key_impl": "rbg"}}},
         {"step": "20"},
         {"metrics": {"val_loss": "low"}},
         {"extra": []},
@@ -576,7 +580,7 @@ def test_a_manifest_with_a_good_hash_and_a_bad_form_is_refused(run, changes):
     """Whoever can write the file can write its hash: nothing outside the folder is opened."""
     path = checkpoints.step_dir(run, 20)
     sealed(path, **changes)
-    with pytest.raises(CheckpointError, match="manifest.json is not one that jaxlm writes"):
+    with pytest.raises(CheckpointError, match=r"manifest.json: .*: expected"):
         checkpoints.verify(path)
     assert checkpoints.newest_good(run, report=lambda line: None)[1]["step"] == 10
 

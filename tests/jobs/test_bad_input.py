@@ -6,7 +6,7 @@ import pathlib
 import shutil
 
 import pytest
-from job_runs import assert_same_run, fingerprint, records, snapshot
+from job_runs import TIMEOUT_S, assert_same_run, fingerprint, records, snapshot
 
 
 def edit(path: pathlib.Path, before: str, after: str) -> None:
@@ -351,6 +351,7 @@ RUNS = {
         ["--job=tokenizer", "--config.tokenizer.vocab_size=300"],
         ["--workdir", "config.json"],
     ),
+    "all studies in a run": (nothing, ["--experiment=all"], ["holds a run", "all studies"]),
     "a study in a run": (nothing, ["--experiment=warmup"], ["not a config of --experiment=warmup"]),
     "a sweep in a run": (
         lambda folder: put(
@@ -560,7 +561,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_good(launch, config, finished
     assert limit > (folder / "metrics.jsonl").stat().st_size
     with launch.start(f"--workdir={folder}") as process:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 2, err
     assert err.count("\n") == 1 and err.startswith("launch.py: "), err
     assert "not written" in err and "step_00000032" in err

@@ -6,8 +6,10 @@ import os
 import threading
 import types
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from job_runs import records, state_bytes
 
 from jaxlm.data.batches import batch_at
@@ -19,6 +21,25 @@ from jaxlm.jobs.recorder import Recorder
 ALONE = types.SimpleNamespace(coordinator=None, num_processes=None, process_id=None)
 SHORT = {"train.sample_every": "none", "train.sample_tokens": "0"}
 BACK = SHORT | {"train.on_nonfinite": "rollback", "train.rollback_steps": "4"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runs_find_the_programs_of_those_before(tmp_path_factory):
+    """JAX's own cache, for these tests alone: each run builds its few programs anew."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+
+    def use(values):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(wanted)
+    yield
+    use(before)
 
 
 @pytest.fixture
@@ -58,6 +79,7 @@ def quick(monkeypatch):
 
 def test_a_step_that_is_not_finite_is_explained_and_kept(run, tmp_path, capsys):
     single = SHORT | {"train.steps_per_call": "1", "optim.schedule": "constant"}
+    single |= {"optim.name": "sgd", "model.dropout": "0"}  # it is run one operation after another
     assert run("a", single, poisoned={21}) == 1
     said = capsys.readouterr()
     assert "bad step  22: not finite: loss nan" in said.out

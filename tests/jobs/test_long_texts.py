@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from doubling import doubled_after, killed_at_once
+from job_runs import TIMEOUT_S
 
 from jaxlm.core.config import ConfigError
 from jaxlm.data.config import DataConfig
@@ -117,8 +118,8 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path, number):
         assert len(set(workers)) == 2
         # What is typed at a terminal comes to all; only the first process may speak of it.
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        deadline = time.monotonic() + 60
+        _, err = process.communicate(timeout=TIMEOUT_S)
+        deadline = time.monotonic() + TIMEOUT_S
         while any(map(is_running, workers)):
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -8,10 +8,17 @@ import time
 import jax
 import numpy as np
 import pytest
-from job_runs import assert_same_run, fingerprint, records, state_bytes, without_length
+from job_runs import (
+    TIMEOUT_S,
+    assert_same_run,
+    fingerprint,
+    records,
+    state_bytes,
+    without_length,
+)
 
 from jaxlm.io import checkpoints
-from jaxlm.jobs import sample
+from jaxlm.jobs import sample, train
 from jaxlm.models.transformer import build
 
 SHORT = ["--config.train.num_steps=8", "--config.train.save_every=8"]
@@ -139,13 +146,25 @@ ABSURD = ["--config.optim.name=sgd", "--config.optim.peak_lr=1e30", "--config.op
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(launch, config, tmp_path):
-    outcome = launch(config, *ABSURD, f"--workdir={tmp_path}/run")
+    fewer_operations = "--config.model.dropout=0"  # which are run one by one
+    outcome = launch(config, *ABSURD, fewer_operations, f"--workdir={tmp_path}/run")
     assert outcome.code == 1, outcome
     assert outcome.err.count("\n") == 1 and outcome.err.startswith("launch.py: step ")
     assert "peak_lr" in outcome.err and "on_nonfinite=skip" in outcome.err
     last = records(tmp_path / "run/metrics.jsonl")[-1]
     assert last["finite"] is False and f"step {last['step']}:" in outcome.err
     assert not (tmp_path / "run/summary.json").exists()
+    found = checkpoints.newest_good(tmp_path / "run")
+    kept = f"step {found[1]['step']} is saved" if found else "no step was saved before it"
+    assert kept in outcome.err and f"python launch.py --workdir={tmp_path}/run" in outcome.err
+
+
+def test_an_import_that_the_end_of_the_process_breaks_off_is_silent(monkeypatch):
+    def broken_off():
+        raise RuntimeError("cannot import after the end")
+
+    monkeypatch.setattr(checkpoints, "preload", broken_off)
+    train._preload()
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(launch, config, tmp_path):
@@ -166,8 +185,8 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(launch, config, tmp_p
     json.loads(outcome.out, parse_constant=pytest.fail)  # NaN is not JSON
 
 
-def wait_for(path, process, deadline_s=200):
-    end = time.monotonic() + deadline_s
+def wait_for(path, process):
+    end = time.monotonic() + TIMEOUT_S
     while not (path.exists() and path.stat().st_size):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
@@ -193,7 +212,7 @@ def test_a_signal_saves_and_says_how_to_go_on(launch, endless, tmp_path, name, c
             assert refused.code == 2 and refused.err.count("\n") == 1
             assert f"--workdir={folder}: in use by process {process.pid}" in refused.err
         process.send_signal(getattr(signal, name))
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (code, "")
     assert f"stopped   by {name}" in out and f"python launch.py --workdir={folder}\n" in out
     _, manifest = checkpoints.newest_good(folder)
@@ -221,7 +240,7 @@ def test_a_second_signal_does_not_wait(launch, config, tmp_path):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 143
     assert "stopped" not in out and (folder / "metrics.jsonl").read_bytes() == b""
     assert not any((folder / "checkpoints").iterdir())

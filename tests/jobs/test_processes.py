@@ -12,6 +12,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from job_runs import TIMEOUT_S
 from metadata_server import metadata_server
 
 from jaxlm.core import trees
@@ -123,7 +124,7 @@ def start(workdir, text, number, num_steps, last=None):
 
 def finish(started):
     for process in started:
-        _, err = process.communicate(timeout=600)
+        _, err = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, err[-2000:]
 
 
@@ -152,12 +153,13 @@ def test_a_killed_run_of_two_goes_on_with_one_and_then_with_four(tmp_path):
 
     first, second = start(run, text, 2, num_steps=1_000_000)
     try:
-        deadline = time.monotonic() + 500
+        deadline = time.monotonic() + TIMEOUT_S
         while not (run / "checkpoints" / "step_00000020").exists():
-            assert time.monotonic() < deadline and first.poll() is None, first.communicate()
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         second.send_signal(signal.SIGKILL)
-        out, err = first.communicate(timeout=120)  # a dead peer is noticed in bounded time
+        out, err = first.communicate(timeout=TIMEOUT_S)  # a dead peer is noticed in bounded time
     finally:
         end(first, second)
     # In a checkpoint's barrier JAX learns of it at the same moment, and may be first to end it.
@@ -191,7 +193,7 @@ def test_one_that_is_asked_to_stop_stops_all(tmp_path, by):
         last = {"GCE_METADATA_HOST": server.host} if by == "notice" else None
         started = start(run, text, 2, num_steps=1_000_000, last=last)
         try:
-            deadline = time.monotonic() + 500
+            deadline = time.monotonic() + TIMEOUT_S
             while not (run / "checkpoints" / "step_00000010").exists():
                 assert time.monotonic() < deadline and started[0].poll() is None
                 time.sleep(0.1)
@@ -199,7 +201,7 @@ def test_one_that_is_asked_to_stop_stops_all(tmp_path, by):
                 server["preempted"] = "TRUE"
             else:
                 started[1].send_signal(signal.SIGTERM)
-            outputs = [process.communicate(timeout=120) for process in started]
+            outputs = [process.communicate(timeout=TIMEOUT_S) for process in started]
         finally:
             end(*started)
     assert [process.returncode for process in started] == [143, 143], outputs

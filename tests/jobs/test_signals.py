@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from job_runs import TIMEOUT_S
 
 from jaxlm.jobs.signals import stop_requests
 
@@ -23,7 +24,7 @@ def test_the_second_signal_ends_a_blocked_process(name, code):
         process.send_signal(getattr(signal, name))
         assert process.stdout.readline().startswith(f"{name}: finishing".encode())
         process.send_signal(getattr(signal, name))
-        assert process.wait(timeout=20) == code
+        assert process.wait(timeout=TIMEOUT_S) == code
 
 
 def test_a_signal_that_was_ignored_stays_ignored():

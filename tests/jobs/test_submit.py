@@ -12,6 +12,7 @@ import time
 import types
 
 import pytest
+from job_runs import TIMEOUT_S
 
 from jaxlm.core.config import ConfigError
 from jaxlm.jobs import Launch, submit
@@ -78,10 +79,10 @@ def launch(workdir, text, *flags, **env):
     return printed.read_text()
 
 
-def wait_until(condition, what, seconds=400):
-    deadline = time.monotonic() + seconds
+def wait_until(condition, run):
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, log(run)
         time.sleep(0.3)
 
 
@@ -108,10 +109,10 @@ def test_a_local_job_that_is_preempted_saves_and_goes_on(tmp_path, text):
     out = launch(run, text, "--launcher=local", "--minutes=30")
     controller = int(out.split()[1])
     try:
-        wait_until(lambda: "step_" in str(list(run.glob("checkpoints/*"))), log(run))
+        wait_until(lambda: "step_" in str(list(run.glob("checkpoints/*"))), run)
         [task] = children(controller)
         os.kill(task, signal.SIGUSR2)  # as SLURM does before the time is up
-        wait_until(lambda: "resumed   at step" in log(run), "started again")
+        wait_until(lambda: "resumed   at step" in log(run), run)
         assert "stopped   by SIGTERM; the run is saved" in log(run)
     finally:
         family = [controller]
@@ -208,14 +209,14 @@ def test_a_job_of_slurm_saves_before_its_time_is_up_and_is_queued_again(
     job = out.split()[1]
     assert f"scancel {job}" in out
     try:
-        wait_until(lambda: "step_" in str(list(run.glob("checkpoints/*"))), log(run))
+        wait_until(lambda: "step_" in str(list(run.glob("checkpoints/*"))), run)
         assert ask("squeue", "-h", "-o", "%i %T %D").split() == [job, "RUNNING", str(nodes)]
         assert ("devices   2 of 2: data 2" in log(run)) == (nodes == 2)
         ask("scancel", "--signal=USR2", job)
-        wait_until(lambda: "PENDING" in ask("squeue", "-h", "-o", "%T"), log(run))
+        wait_until(lambda: "PENDING" in ask("squeue", "-h", "-o", "%T"), run)
         assert "stopped   by SIGTERM; the run is saved" in log(run), log(run)
         # SLURM holds a job that is queued again for two minutes.
-        wait_until(lambda: "resumed   at step" in log(run), log(run))
+        wait_until(lambda: "resumed   at step" in log(run), run)
     finally:
         ask("scancel", job)
-        wait_until(lambda: not ask("squeue", "-h"), "ended")
+        wait_until(lambda: not ask("squeue", "-h"), run)

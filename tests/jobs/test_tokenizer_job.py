@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from job_runs import snapshot
+from job_runs import TIMEOUT_S, snapshot
 
 from jaxlm.tokenizers import TokenizerConfig, load_tokenizer, read_tiktoken_ranks, train_tokenizer
 
@@ -138,6 +138,6 @@ def test_interrupted_it_leaves_nothing(launch, tmp_path):
     with launch.start(JOB, *flags, f"--workdir={tmp_path}/new") as process:
         assert process.stdout.readline().startswith("text ")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130 and err == "launch.py: interrupted\n"
     assert not (tmp_path / "new").exists()
