@@ -116,11 +116,13 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
       CheckpointError: a file is missing or differs, or the manifest does.
     """
     path = pathlib.Path(path)
-    manifest = read_manifest(path)
+    manifest, inside = read_manifest(path), path.resolve()
     for name, written in manifest["files"].items():
         try:
             if not stat.S_ISREG(os.lstat(path / name).st_mode):  # a link might lead anywhere
                 raise CheckpointError(f"{path}: {name} is not a regular file")
+            if not (path / name).resolve().is_relative_to(inside):
+                raise CheckpointError(f"{path}: {name} is in another folder, by a link")
             size, digest = _fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(f"{path}: {name}: {error.strerror}") from None
@@ -318,6 +320,11 @@ class Checkpointer:
             for later in _steps(self._workdir):
                 if later > step:
                     _delete(step_dir(self._workdir, later))
+
+    def check(self) -> None:
+        """Raises CheckpointError if a write has failed by now; waits for none."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when nothing is being written; raises CheckpointError if that failed."""

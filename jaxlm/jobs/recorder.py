@@ -135,6 +135,7 @@ class Recorder:
         num_steps = step - self._step
         self._step = step
         self._log_steps(step, num_steps, metrics)
+        self._checkpointer.check()
         if self.bad is not None and self.cfg.train.on_nonfinite != "skip":
             return True
         tokens = num_steps * self.cfg.data.batch_size * self.cfg.model.context_length

@@ -310,6 +310,7 @@ def train_points(
             due = (done + per_call) % every == 0 or done + per_call == num_steps
             state, metrics, scores = population.run(state, frozen, xs, shared, due)
             done += per_call
+            checkpointer.check()
             if done < num_steps:
                 xs = inputs(done)
             values = means(metrics)
