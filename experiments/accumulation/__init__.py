@@ -107,7 +107,6 @@ SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "short_lengths": (32, 16, 4),
         "num_batches": 16,
-        "num_seeds": 3,
         "num_layers": 1,
         "num_steps": 100,
         "eval_every": 20,
