@@ -1,15 +1,17 @@
-"""Settings compared by the rows of a study: which is best, by how much, and as a line with a band.
+"""Settings compared by the rows of a study: which is best, by how much, what is claimed of several
+of them at once, and lines with a band.
 
 Here as in `jaxlm.analysis.statistics` a value that is not finite is never dropped.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxlm.analysis.statistics import Interval, mean_interval, paired_interval
+from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, judge
+from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Band, interval_band
 
@@ -63,3 +65,47 @@ def band(label: str, groups: Iterable[tuple[float, Results]], **look: Any) -> Ba
     groups = list(groups)
     intervals = [mean_interval(results.values()) for _, results in groups]
     return interval_band(label, [x for x, _ in groups], intervals, **look)
+
+
+def band_by(label: str, results: Results, name: str, **look: Any) -> Band:
+    """The `band` of rows by a field of theirs, or by "step"."""
+    return band(label, ((x, group) for (x,), group in results.by(name).items()), **look)
+
+
+def weigh_all(
+    text: str,
+    what: str,
+    intervals: Mapping[str, Interval],
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> Claim:
+    """The claim that every one of the intervals is above (or below) a threshold.
+
+    Args:
+      what: the numbers are, with their unit: the evidence begins with it.
+      intervals: of one kind, by name.
+    """
+    side = f"below {below:g}" if above is None else f"above {above:g}"
+    verdicts = [judge(interval, above=above, below=below) for interval in intervals.values()]
+    return Claim(text, all_of(verdicts), f"{what}. {_listed(intervals)}; claimed {side}")
+
+
+def weigh_within(text: str, what: str, intervals: Mapping[str, Interval], most: float) -> Claim:
+    """The claim that every one of the intervals is between -most and most; see `weigh_all`."""
+    verdicts = [judge(interval, below=most) for interval in intervals.values()]
+    verdicts += [judge(interval, above=-most) for interval in intervals.values()]
+    return Claim(text, all_of(verdicts), f"{what}. {_listed(intervals)}; claimed within {most:g}")
+
+
+def at_most(text: str, values: Sequence[float], most: float) -> Claim:
+    """The claim that no value is above `most`; without an interval, of what is but rounding."""
+    largest = float(np.max(values))  # NaN where one is
+    verdict = SUPPORTED if largest <= most else NOT_SUPPORTED
+    evidence = f"Largest of {len(values)}: {largest:.2g}; claimed at most {most:g}"
+    return Claim(text, verdict, evidence)
+
+
+def _listed(intervals: Mapping[str, Interval]) -> str:
+    parts = [f"{name}: {brief(interval)}" for name, interval in intervals.items()]
+    return f"{', '.join(parts)}; {next(iter(intervals.values())).kind}"

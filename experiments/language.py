@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.texts import Text, lane_batches, validation_batches
 from jaxlm.core.config import apply_overrides
+from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch
 from jaxlm.tokenizers import Tokenizer
 from jaxlm.train.config import RunConfig
@@ -72,7 +73,7 @@ def validation_scores(
         program,
         traced,
         evaluate=program.evaluate,
-        shared=_validation(text, cfg.model.context_length, num_tokens),
+        shared=validation(text, cfg.model.context_length, num_tokens),
     )
     return {
         done: {name: np.asarray(mean.compute(), np.float32) for name, mean in scores.items()}
@@ -119,15 +120,28 @@ def unigram_loss(text: Text, context_length: int, num_tokens: int) -> float:
     """
     ids = text.train.take(np.arange(text.train.num_tokens))
     counts = np.bincount(ids, minlength=text.tokenizer.vocab_size) + 1.0
-    batch = _validation(text, context_length, num_tokens)
+    batch = validation(text, context_length, num_tokens)
     nll = -np.log(counts / counts.sum())[batch.targets]
     return float(np.sum(nll * batch.weights) / np.sum(batch.weights))
 
 
-def _validation(text: Text, context_length: int, num_tokens: int) -> Batch:
+def validation(text: Text, context_length: int, num_tokens: int, *, at_least: int = 1) -> Batch:
+    """[E, B, S]: whole batches of the validation text, of no more than `num_tokens` tokens.
+
+    at_least: batches that there are in any case.
+    """
     return validation_batches(
         text.validation,
-        num_batches=max(1, num_tokens // (_ROWS * context_length)),
+        num_batches=max(at_least, num_tokens // (_ROWS * context_length)),
         batch_size=_ROWS,
         context_length=context_length,
     )
+
+
+def loss_rows(fields: Mapping[str, Any], trained: Trained) -> list[Row]:
+    """The losses of each evaluation; lane p is seed p."""
+    return [
+        Row(dict(fields), seed, step, "loss", float(loss), "nats/token")
+        for step, scores in trained.evaluations
+        for seed, loss in enumerate(np.asarray(scores["loss"].compute(), np.float64))
+    ]

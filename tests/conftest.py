@@ -5,8 +5,11 @@ The library adds biases and position tables of lower rank on purpose, so
 """
 
 import functools
+import gc
 import importlib.metadata
 import os
+import pathlib
+import resource
 import signal
 
 # A shell starts what is put into its background with Ctrl-C ignored, and processes that tests start
@@ -20,22 +23,38 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",  # a third of the time of small programs
         # Later versions do not know the flag and would not start.
         *["--xla_cpu_use_fusion_emitters=false"][: importlib.metadata.version("jaxlib") < "0.11"],
     ]
 )
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from compiling import quick_jit
+from drawn import draw_params
 
-from jaxlm.core import trees
 from jaxlm.data.batches import Batch
 from jaxlm.models import transformer
 from jaxlm.models.transformer import TransformerConfig
 
+# Tracing makes millions of objects that stay: searched for garbage as often as Python would by
+# itself, they take a tenth of the time of the tests.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
+
+KEPT_BYTES = 1 << 30  # of a process, until it forgets its compiled programs
 SMALL = TransformerConfig(vocab_size=13, context_length=12, num_layers=2, d_model=16, num_heads=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_not_kept_for_ever():
+    """JAX keeps what is compiled until its process ends: gigabytes, of all files together."""
+    yield
+    statm = pathlib.Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) > KEPT_BYTES // resource.getpagesize():
+        jax.clear_caches()
 
 
 @functools.cache
@@ -50,20 +69,7 @@ def _extend(cfg):
 
 @functools.cache
 def _params(cfg, seed):
-    """Drawn by numpy: compiling the library's own initialisation takes seconds.
-
-    Gains are off one and biases off zero, so that no weight is idle.
-    """
-    rng = np.random.default_rng(seed)
-
-    def draw(path, spec):
-        x = rng.normal(size=spec.shape)
-        if spec.kind == "vector":
-            return jnp.float32(0.3 * x + path.endswith("norm"))
-        fan_in = 1 if spec.kind == "lookup" else spec.fans[0]
-        return jnp.float32(x / np.sqrt(fan_in))
-
-    return trees.map_with_path(draw, transformer.param_specs(cfg))
+    return draw_params(transformer.param_specs(cfg), seed)
 
 
 @pytest.fixture(scope="session")

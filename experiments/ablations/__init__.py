@@ -9,8 +9,14 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from experiments.checks import check_multiple, check_not_empty, check_positive, check_rising
-from experiments.comparing import LEARNED, band, by_seed, difference, lowest_mean
+from experiments.checks import (
+    check_at_most,
+    check_multiple,
+    check_not_empty,
+    check_positive,
+    check_rising,
+)
+from experiments.comparing import LEARNED, band_by, by_seed, difference, lowest_mean
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval
 from jaxlm.core.results import Results
@@ -77,6 +83,7 @@ class Config:
             if getattr(self, name) % 2:
                 raise ValueError(f"{name}={getattr(self, name)} must be even")
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
 
 
 SCALES: dict[str, dict[str, Any]] = {
@@ -210,8 +217,7 @@ def _curve_figure(results: Results) -> Figure:
     series, losses = [], results.select("validation_loss")
     for variant in (BASE, *results.config["variants"]):
         rate = _rate(at_best(results, variant))
-        groups = losses.select(variant=variant, peak_lr=rate).by("tokens")
-        series.append(band(variant, ((tokens, group) for (tokens,), group in groups.items())))
+        series.append(band_by(variant, losses.select(variant=variant, peak_lr=rate), "tokens"))
     unigram = results.select("unigram_loss").values()[0]
     known = [y for line in series for y in line.y if math.isfinite(y)]
     lowest = min([unigram, *known])
@@ -233,8 +239,7 @@ def _rate_figure(results: Results) -> Figure:
     """How much the choice of the rate matters."""
     final = results.select("validation_loss", tokens=_num_tokens(results))
     series = [
-        band(v, ((lr, g) for (lr,), g in final.select(variant=v).by("peak_lr").items()))
-        for v in (BASE, *results.config["variants"])
+        band_by(v, final.select(variant=v), "peak_lr") for v in (BASE, *results.config["variants"])
     ]
     return lines(
         series,

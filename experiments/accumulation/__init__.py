@@ -10,11 +10,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.checks import check_multiple, check_not_empty, check_positive
-from experiments.comparing import band, by_seed, difference
+from experiments.checks import check_at_most, check_multiple, check_not_empty, check_positive
+from experiments.comparing import (
+    at_most,
+    band,
+    band_by,
+    by_seed,
+    difference,
+    over_seeds,
+    weigh_all,
+    weigh_within,
+)
 from experiments.library import MODULES
-from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, judge, weigh
+from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
+from jaxlm.core.config import as_typed
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Band, Figure, grid, lines
 from jaxlm.reports.study_report import Table
@@ -69,6 +79,7 @@ class Config:
         check_not_empty(self)
         check_positive(self, may_be_zero=("warmup_steps",))
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
         if self.num_parts % 2:
             raise ValueError(f"num_parts={self.num_parts} must be even: half hold each text")
         if self.num_batches.bit_count() != 1:
@@ -85,7 +96,8 @@ class Config:
                 f"{self.context_length}"
             )
         if self.trained_length not in lengths[1:]:
-            raise ValueError(f"trained_length={self.trained_length} must be among {lengths[1:]}")
+            known = as_typed(lengths[1:])
+            raise ValueError(f"trained_length={self.trained_length} must be among {known}")
         if not 0 < self.num_validation_modules < len(self.modules):
             raise ValueError(
                 f"num_validation_modules={self.num_validation_modules} must be at least 1 and "
@@ -97,7 +109,6 @@ SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "short_lengths": (32, 16, 4),
         "num_batches": 16,
-        "num_seeds": 3,
         "num_layers": 1,
         "num_steps": 100,
         "eval_every": 20,
@@ -206,18 +217,18 @@ def claims(results: Results) -> list[Claim]:
 
     right, means = objective(results, WHOLE), objective(results, MEAN_OF_MEANS)
     return [
-        _at_most(
+        at_most(
             "In parts the gradient is that of the whole batch, whatever the masks, to "
             f"{ROUNDING:.0e} of its norm in float32",
             results.select("error", way=IN_PARTS, batches=1).values(),
             ROUNDING,
         ),
-        _at_most(
+        at_most(
             f"Added up in float64 it is the same to {ROUNDING_64:.0e}",
             results.select("float64_error", way=IN_PARTS).values(),
             ROUNDING_64,
         ),
-        _at_most(
+        at_most(
             "Where all parts have as many tokens, the mean of means is right, too, to "
             f"{ROUNDING:.0e}",
             results.select("error", way=MEAN_OF_MEANS, batches=1, short=even).values(),
@@ -245,8 +256,9 @@ def claims(results: Results) -> list[Claim]:
             seeds_ratio(wrong(BY_KIND, trained, batches), wrong(BY_KIND, trained)),
             above=0.5,
         ),
-        _alike(
+        weigh_within(
             f"Trained in parts, a model ends as trained on whole batches, to {SAME:g} nats/token",
+            "Difference in nats/token",
             {text: cost(IN_PARTS, BY_KIND, text) for text in (LONG, SHORT)},
             SAME,
         ),
@@ -268,21 +280,14 @@ def claims(results: Results) -> list[Claim]:
             paired_interval([means[s] for s in right], [right[s] for s in right], over="seeds"),
             above=0.0,
         ),
-        _alike(
+        weigh_within(
             "Where lengths go by chance, the mean of means changes neither loss by more than "
             f"{SMALL:g} nats/token",
+            "Difference in nats/token",
             {text: cost(MEAN_OF_MEANS, BY_CHANCE, text) for text in (LONG, SHORT)},
             SMALL,
         ),
     ]
-
-
-def _at_most(text: str, values: list[float], most: float) -> Claim:
-    return Claim(
-        text,
-        SUPPORTED if max(values) <= most else NOT_SUPPORTED,
-        f"Largest of {len(values)}: {max(values):.2g}",
-    )
 
 
 def _growing(text: str, groups: list[tuple[int, Results]]) -> Claim:
@@ -291,23 +296,7 @@ def _growing(text: str, groups: list[tuple[int, Results]]) -> Claim:
         for (a, before), (b, after) in zip(groups, groups[1:], strict=False)
     }
     steps = {f"up to {groups[0][0]} tokens": mean_interval(groups[0][1].values()), **steps}
-    return Claim(
-        text,
-        all_of(judge(interval, above=0.0) for interval in steps.values()),
-        f"Gained, as a share of the norm. {_listed(steps)}; claimed above 0",
-    )
-
-
-def _alike(text: str, costs: dict[str, Interval], most: float) -> Claim:
-    verdicts = [judge(interval, below=most) for interval in costs.values()]
-    verdicts += [judge(interval, above=-most) for interval in costs.values()]
-    evidence = f"Difference in nats/token. {_listed(costs)}; claimed within {most:g}"
-    return Claim(text, all_of(verdicts), evidence)
-
-
-def _listed(intervals: dict[str, Interval]) -> str:
-    parts = [f"{name}: {brief(interval)}" for name, interval in intervals.items()]
-    return f"{', '.join(parts)}; {next(iter(intervals.values())).kind}"
+    return weigh_all(text, "Gained, as a share of the norm", steps, above=0.0)
 
 
 def plot(results: Results) -> list[Figure]:
@@ -317,10 +306,6 @@ def plot(results: Results) -> list[Figure]:
         _curve_figure(results),
         _cost_figure(results),
     ]
-
-
-def _seeds(results: Results) -> str:
-    return f"Means with 95% t intervals over {results.config['num_seeds']} seeds"
 
 
 def _error_figure(results: Results) -> Figure:
@@ -338,8 +323,8 @@ def _error_figure(results: Results) -> Figure:
         name="error_by_unevenness",
         title="Error of the gradient by how uneven the masks are",
         caption=f"Norm of the difference to the gradient of the whole batch, as a share of its "
-        f"norm, of {cfg['num_batches']} batches of {cfg['num_parts']} parts at initial weights. "
-        f"{_seeds(results)}. At 1 all rows have as many tokens and what is left is rounding.",
+        f"norm, of {cfg['num_batches']} batches of {cfg['num_parts']} parts at initial weights: "
+        f"{over_seeds(results)}. At 1 all rows have as many tokens and what is left is rounding.",
         x_label="tokens of a long row over those of a short one",
         y_label="share of the norm",
         log_x=True,
@@ -351,10 +336,10 @@ def _error_figure(results: Results) -> Figure:
 def _averaged_figure(results: Results) -> Figure:
     cfg, series = results.config, []
     for lengths in (BY_KIND, BY_CHANCE):
-        groups = results.select(
+        rows = results.select(
             "error", way=MEAN_OF_MEANS, lengths=lengths, short=cfg["trained_length"]
-        ).by("batches")
-        series.append(band(f"lengths {lengths}", ((n, group) for (n,), group in groups.items())))
+        )
+        series.append(band_by(f"lengths {lengths}", rows, "batches"))
     start = np.mean(errors(results, MEAN_OF_MEANS, BY_CHANCE, cfg["trained_length"]).values())
     sizes = list(series[0].x)
     noise = [float(start) / np.sqrt(size) for size in sizes]
@@ -362,9 +347,9 @@ def _averaged_figure(results: Results) -> Figure:
         [*series, Band("one over the root", sizes, noise, dashed=True)],
         name="error_averaged",
         title="Error of the mean of means, averaged over batches",
-        caption=f"With {cfg['trained_length']} of {cfg['context_length']} tokens in short rows. "
-        f"{_seeds(results)}. What falls with one over the root of the number of batches is noise; "
-        "what stays is bias, and training goes elsewhere.",
+        caption=f"With {cfg['trained_length']} of {cfg['context_length']} tokens in short rows: "
+        f"{over_seeds(results)}. What falls with one over the root of the number of batches is "
+        "noise; what stays is bias, and training goes elsewhere.",
         x_label="batches",
         y_label="share of the norm",
         log_x=True,
@@ -377,18 +362,17 @@ def _curve_figure(results: Results) -> Figure:
     for text in (LONG, SHORT):
         series = []
         for way in (WHOLE, IN_PARTS, MEAN_OF_MEANS):
-            groups = losses(results, way, BY_KIND, text).by("step")
-            points = ((step, group) for (step,), group in groups.items())
-            series.append(band(way, points, dashed=way == IN_PARTS))
+            rows = losses(results, way, BY_KIND, text)
+            series.append(band_by(way, rows, "step", dashed=way == IN_PARTS))
         panels.append((text, series))
     cfg = results.config
     return grid(
         panels,
         name="loss_by_step",
         title="Validation loss where lengths go with the text",
-        caption=f"{_seeds(results)}. In a row of {LONG} all {cfg['context_length']} tokens count, "
-        f"in one of {SHORT} the last {cfg['trained_length']}. In parts lies on the line of whole "
-        "batches.",
+        caption=f"Text that is not trained on: {over_seeds(results)}. In a row of {LONG} all "
+        f"{cfg['context_length']} tokens count, in one of {SHORT} the last "
+        f"{cfg['trained_length']}. In parts lies on the line of whole batches.",
         x_label="step",
         y_label="nats a token",
     )

@@ -51,7 +51,7 @@ class Config:
     corpus_sha256: str | None = None
     models: tuple[Model, ...] = ("mlp", "rnn", "gru", "lstm", "tcn", "transformer")
     num_parameters: int = 30_000
-    peak_lrs: tuple[float, ...] = (2e-3, 5e-3, 1.25e-2)
+    peak_lrs: tuple[float, ...] = (2e-3, 5e-3, 1.25e-2, 3e-2)
     num_seeds: int = 5
     context_length: int = 64
     batch_size: int = 16
@@ -74,7 +74,7 @@ class Config:
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "num_parameters": 20_000,
-        "peak_lrs": (5e-3, 1.25e-2),
+        "peak_lrs": (5e-3, 1.25e-2, 3e-2, 7e-2),
         "num_seeds": 3,
         "num_steps": 400,
         "warmup_steps": 20,
@@ -95,6 +95,8 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 
 NOTES = [
+    "The counted models have counted the whole training part; the trained ones have seen as many "
+    "characters as the captions say.",
     "Equal parameters: widths as near to the number as whole ones come, the same batches, as many "
     "of them. Equal compute: the training FLOPs of the cheapest of these runs; a model that costs "
     "more a token has seen fewer, and its loss there is read between two evaluations on a straight "

@@ -28,6 +28,7 @@ from experiments.classifier.readings import (
 from experiments.comparing import difference
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import brief, mean_interval, ratio_interval
+from jaxlm.core.config import as_typed, to_dict
 from jaxlm.core.results import Results
 from jaxlm.data.sentiment import CLASSES
 from jaxlm.reports.figures import Figure
@@ -79,7 +80,7 @@ class Config:
         check_not_empty(self)
         check_positive(self, may_be_zero=("dropout", "soft_share"))
         if len(self.counts) != 3:
-            raise ValueError(f"counts={self.counts}: expected three")
+            raise ValueError(f"counts={as_typed(self.counts)}: expected three")
         if self.num_layers % 2:
             raise ValueError(f"num_layers={self.num_layers} must be even, to be halved")
         if self.soft_share > 1:
@@ -89,7 +90,6 @@ class Config:
 
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
-        "num_seeds": 3,
         "num_test": 2,
         "num_layers": 2,
         "pretraining_steps": 600,
@@ -134,7 +134,7 @@ NOTES = [
 
 def cells(cfg: Config) -> list[dict[str, Any]]:
     """The encoders, each of which may need another's weights, the bag, and the published sizes."""
-    config = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(cfg).items()}
+    config = to_dict(cfg)
     return [
         {"part": "encoders", "config": config},
         {"part": "bag", "config": config},

@@ -13,7 +13,7 @@ from experiments.classifier.readings import (
     of,
     rarest,
 )
-from experiments.comparing import band
+from experiments.comparing import band, band_by, over_seeds
 from jaxlm.core.results import Results
 from jaxlm.data.sentiment import CLASSES
 from jaxlm.reports.figures import Band, Figure, grid, heat_map, heat_maps, lines
@@ -31,10 +31,6 @@ def plot(results: Results) -> list[Figure]:
         confusions(results),
         *attention_maps(results),
     ]
-
-
-def _over_seeds(results: Results) -> str:
-    return f"Means with 95% t intervals over {results.config['num_seeds']} seeds."
 
 
 def scores_by_class(results: Results) -> Figure:
@@ -58,7 +54,7 @@ def scores_by_class(results: Results) -> Figure:
         name="scores_by_class",
         title="Each class, with and without weights",
         caption="The pretrained encoder; classes from the rarest on, with their numbers of "
-        f"training sentences. {_over_seeds(results)}",
+        f"training sentences: {over_seeds(results)}.",
         x_label="class",
         y_label="share",
         y_limits=(0.0, 1.02),
@@ -77,15 +73,14 @@ def curve(results: Results, kind: str) -> Figure:
         if model not in (BAG, SCRATCH, PRETRAINED):
             continue
         rows = of(results, kind, model, weighted)
-        points = ((at, group) for (at,), group in rows.by("at").items())
         look = {"dashed": not weighted, "colour": (BAG, SCRATCH, PRETRAINED).index(model)}
-        series.append(band(f"{model}, {WEIGHTS[weighted]}", points, **look))
+        series.append(band_by(f"{model}, {WEIGHTS[weighted]}", rows, "at", **look))
     more = "" if kind == "roc" else " Precision is the best at that recall or above."
     return lines(
         series,
         name=kind,
         title=f"{title} of the rarest class, {name}",
-        caption=f"{name} against the others, at every threshold.{more} {_over_seeds(results)}",
+        caption=f"{name} against the others, at every threshold: {over_seeds(results)}.{more}",
         x_label=x_label,
         y_label=y_label,
         y_limits=(0.0, 1.02),
@@ -107,8 +102,8 @@ def macro_f1(results: Results) -> Figure:
         _by_model(results, "macro_f1"),
         name="macro_f1",
         title="Macro F1 by model",
-        caption="The plain mean of the three classes' F1. The models of half the depth begin with "
-        f"every second layer of the pretrained one with weights. {_over_seeds(results)}",
+        caption=f"The plain mean of the three classes' F1: {over_seeds(results)}. The models of "
+        "half the depth begin with every second layer of the pretrained one with weights.",
         x_label="model",
         y_label="macro F1",
         x_ticks=list(dict.fromkeys(model for model, _ in models(results))),
@@ -124,7 +119,7 @@ def accuracy_by_negation(results: Results) -> Figure:
         panels,
         name="accuracy_by_negation",
         title="Accuracy where the verdict is negated, and where it is not",
-        caption=f"Share of sentences of the test that are right. {_over_seeds(results)}",
+        caption=f"Share of sentences of the test that are right: {over_seeds(results)}.",
         x_label="model",
         y_label="accuracy",
         x_ticks=list(dict.fromkeys(model for model, _ in models(results))),

@@ -9,9 +9,10 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments.checks import check_not_empty, check_positive, check_rising
-from experiments.comparing import band, difference, lowest_mean
+from experiments.comparing import band, difference, lowest_mean, over_seeds
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import brief, mean_interval, paired_interval
+from jaxlm.core.config import to_dict
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Figure, grid
 from jaxlm.reports.study_report import Table
@@ -76,7 +77,7 @@ NOTES = [
 
 def cells(cfg: Config) -> list[dict[str, Any]]:
     """One for each model."""
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(cfg).items()}
+    values = to_dict(cfg)
     shared = ("num_images", "num_seeds", "peak_lrs", "num_steps", "batch_size")
     own = {CONV: ("widths",), VISION: ("patch", "num_layers", "d_model", "num_heads")}
     return [
@@ -113,12 +114,14 @@ def claims(results: Results) -> list[Claim]:
             above=0.0,
         ),
         weigh(
-            f"The difference is smaller with {many} images",
+            f"The difference between the two is smaller with {many} images",
             paired_interval(gap(few), gap(many), over="seeds"),
             above=0.0,
         ),
         weigh(
-            f"With {many} images it is less than {CLOSE:g}", mean_interval(gap(many)), below=CLOSE
+            f"With {many} images the transformer errs on less than {CLOSE:g} more of the test",
+            mean_interval(gap(many)),
+            below=CLOSE,
         ),
         weigh(
             f"Shuffling the pixels adds more errors to the convolution than to the transformer, "
@@ -151,9 +154,8 @@ def plot(results: Results) -> list[Figure]:
         panels,
         name="errors",
         title="Errors by number of images",
-        caption=f"Share of the {NUM_IMAGES - NUM_TRAINED_ON} images of the test; means with 95% t "
-        f"intervals over {results.config['num_seeds']} seeds. To the right the pixels of "
-        "all images are in one random order.",
+        caption=f"Share of the {NUM_IMAGES - NUM_TRAINED_ON} images of the test: "
+        f"{over_seeds(results)}. To the right the pixels of all images are in one random order.",
         x_label="images to train on",
         y_label="share of errors",
         log_x=True,

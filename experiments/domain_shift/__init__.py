@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.base import BaseConfig
-from experiments.checks import check_multiple, check_not_empty, check_positive
-from experiments.comparing import band
+from experiments.checks import check_at_most, check_multiple, check_not_empty, check_positive
+from experiments.comparing import band_by, over_seeds
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import (
     Interval,
@@ -82,6 +82,7 @@ class Config:
         check_not_empty(self)
         check_positive(self, may_be_zero=("warmup_steps", "min_delta"))
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
         if self.num_stopping_modules + self.num_test_modules >= len(self.modules):
             raise ValueError(
                 f"num_stopping_modules={self.num_stopping_modules} and num_test_modules="
@@ -99,7 +100,6 @@ SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "base.num_steps": 150,
         "base.eval_every": 50,
-        "num_seeds": 3,
         "num_steps": 200,
     },
     "full": {
@@ -284,15 +284,15 @@ def _perplexity_figure(results: Results) -> Figure:
             for when in (STOPPED, END)
         ]
         start = mean_interval([float(np.exp(before(results, domain)))])
-        series.append(interval_band("before", names, [start] * len(names)))
+        series.append(interval_band("base, before", names, [start] * len(names)))
         panels.append(Panel(title, series))
     return grid(
         panels,
         name="perplexity_before_and_after",
         title="Perplexity before and after",
-        caption="A byte's perplexity on text that was not trained on: means with 95% t intervals "
-        f"over {results.config['num_seeds']} seeds. At the stop: what early stopping keeps. On the "
-        "right, the distance to the line of the base is what was forgotten.",
+        caption=f"A byte's perplexity on text that was not trained on: {over_seeds(results)}. At "
+        "the stop: what early stopping keeps. On the right, the distance to the base is what was "
+        "forgotten.",
         x_label="trained on",
         y_label="perplexity of a byte",
         log_y=True,
@@ -305,16 +305,15 @@ def _curve_figure(results: Results) -> Figure:
     for domain, title in _TITLES.items():
         series = []
         for name in methods(results):
-            groups = results.select("loss", method=name, domain=domain).by("step")
-            series.append(band(name, ((step, group) for (step,), group in groups.items())))
+            rows = results.select("loss", method=name, domain=domain)
+            series.append(band_by(name, rows, "step"))
         panels.append(Panel(title, series))
-    stops = after(results, FULL, NEW)
     best = results.select("best_step", method=FULL).values()
     return grid(
         panels,
         name="loss_by_step",
         title="Loss on both domains while training goes on",
-        caption=f"Means with 95% t intervals over {len(stops)} seeds; step 0 is the base. New text "
+        caption=f"Text that is not trained on: {over_seeds(results)}; step 0 is the base. New text "
         f"only: early stopping keeps step {min(best):.0f} to {max(best):.0f}.",
         x_label="step",
         y_label="nats a byte",

@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments import language
 from experiments.heads import MEAN, SCORES, ZERO
-from experiments.language import train_runs
-from experiments.texts import Text, plays, validation_batches
+from experiments.language import loss_rows, train_runs, validation
+from experiments.texts import plays
 from jaxlm.analysis.statistics import paired_interval
 from jaxlm.core.arrays import Array, Params
 from jaxlm.core.params import count_params
@@ -23,7 +23,6 @@ from jaxlm.models.transformer import TransformerConfig
 from jaxlm.train.config import RunConfig
 from jaxlm.train.program import make_program
 
-EVAL_ROWS = 16  # windows of a validation batch
 LOOKED_AT = 32  # windows of either text: to take heads' means, and to score their attention
 
 
@@ -37,19 +36,18 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
     configs = [run_config(cell, seed) for seed in seeds]
     model = configs[0].model
     program = make_program(configs[0], text.tokenizer.token_bytes)
-    validation = validation_of(text, cell)
-    trained = train_runs(text, configs, program, evaluate=program.evaluate, shared=validation)
+    # At least two batches: half of the windows rank the heads, the others judge.
+    windows = validation(text, model.context_length, cell["eval_tokens"], at_least=2)
+    trained = train_runs(text, configs, program, evaluate=program.evaluate, shared=windows)
     fields = {"num_heads": model.num_heads}
     size = count_params(program.specs)
     rows = [Row(fields, None, None, "parameters", float(size), "parameters")]
-    for step, scores in trained.evaluations:
-        for seed, loss in enumerate(np.asarray(scores["loss"].compute(), np.float64)):
-            rows.append(Row(fields, seed, step, "loss", float(loss), "nats/token"))
+    rows += loss_rows(fields, trained)
     look = jax.jit(functools.partial(look_at_heads, cfg=model))
-    losses_without = make_losses_without(model, validation)
+    losses_without = make_losses_without(model, windows)
     params = jax.device_get(trained.state.params)
     sample = batch_at(text.train, 0, 0, batch_size=LOOKED_AT, context_length=model.context_length)
-    seen = validation.tokens.reshape(-1, model.context_length)[:LOOKED_AT]
+    seen = windows.tokens.reshape(-1, model.context_length)[:LOOKED_AT]
     for seed in seeds:
         lane = jax.tree.map(lambda x, seed=seed: x[seed], params)
         _, means, _ = look(lane, sample.tokens)
@@ -64,17 +62,6 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
                 for q, (id, c) in enumerate(zip(shown, text.tokenizer.decode(shown), strict=True))
             ]
     return rows
-
-
-def validation_of(text: Text, cell: dict[str, Any]) -> Batch:
-    """[E, B, S], of some `eval_tokens` tokens."""
-    context_length = cell["model"]["context_length"]
-    return validation_batches(
-        text.validation,
-        num_batches=max(2, cell["eval_tokens"] // (EVAL_ROWS * context_length)),
-        batch_size=EVAL_ROWS,
-        context_length=context_length,
-    )
 
 
 # What heads attend to.
@@ -155,7 +142,7 @@ def without(params: Params, means: Array, keep: Array, fill: Array) -> Params:
     return {**params, "blocks": {**blocks, **pruned}}
 
 
-def make_losses_without(cfg: TransformerConfig, validation: Batch) -> Callable[..., np.ndarray]:
+def make_losses_without(cfg: TransformerConfig, windows: Batch) -> Callable[..., np.ndarray]:
     """(params, means, keeps [K, N, H], ZERO or MEAN) -> f64[K, windows], mean loss of each."""
     model = transformer.build(cfg)
 
@@ -167,7 +154,7 @@ def make_losses_without(cfg: TransformerConfig, validation: Batch) -> Callable[.
 
     def losses_without(params, means, keeps, fill):
         share = np.float32(fill == MEAN)
-        found = [losses(params, means, np.float32(keep), share, validation) for keep in keeps]
+        found = [losses(params, means, np.float32(keep), share, windows) for keep in keeps]
         return np.array(jax.device_get(found), np.float64)
 
     return losses_without

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import initialisation
-from experiments.initialisation import D_EMBED, GAINS, NORMED, STARTS, SYMMETRY, WINDOW
+from experiments.initialisation import (
+    D_EMBED,
+    GAINS,
+    NORMED,
+    QUANTILES,
+    STARTS,
+    SYMMETRY,
+    WINDOW,
+)
 from jaxlm.core.config import FLAG, ConfigError, apply_overrides
 from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch, stack_batches
@@ -29,15 +37,24 @@ END = "\n"  # before the first letter of a name and behind its last
 TRACED = ("init_scale", "output_init")
 LOOKED_AT = 400  # training names whose hidden values are looked at
 EQUAL = 0.1  # of every weight in "all equal"
+SGD_STEPS = 400  # at most, of the symmetric starts: what they cannot learn takes no longer
+DRAWN = (12, 8)  # characters and hidden units of the gradients that are drawn
 
 
 class Names(NamedTuple):
-    """Names as ids, each beginning with END: those to train on, to develop on and to test."""
+    """Names as ids, each beginning with END: those to train on, to develop on and to test.
+
+    characters: of each id.
+    """
 
     train: list[np.ndarray]
     dev: list[np.ndarray]
     test: list[np.ndarray]
-    vocab_size: int
+    characters: str
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters)
 
 
 def read_names(path: str | None) -> str:
@@ -49,7 +66,8 @@ def read_names(path: str | None) -> str:
             )
         return pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{FLAG}path={path}: no list of names: {error}") from None
+        why = getattr(error, "strerror", error)
+        raise ConfigError(f"{FLAG}path={path}: no list of names: {why}") from None
 
 
 @functools.cache
@@ -60,7 +78,8 @@ def open_names(path: str | None) -> Names:
     order = np.random.default_rng(0).permutation(len(names))
     ids = [np.asarray(tokenizer.encode(END + names[n]), np.int32) for n in order]
     first, second = int(0.8 * len(ids)), int(0.9 * len(ids))
-    return Names(ids[:first], ids[first:second], ids[second:], tokenizer.vocab_size)
+    characters = tokenizer.decode(range(tokenizer.vocab_size))
+    return Names(ids[:first], ids[first:second], ids[second:], characters)
 
 
 def resolve(cfg: Any) -> Any:
@@ -206,13 +225,24 @@ def starts(cell: dict[str, Any]) -> list[Row]:
                 for (start, seed), loss in zip(lanes, mean.compute(), strict=True)
             ]
     look = _look(configs[0].model, pack(names.train[:LOOKED_AT], length))
-    init = jax.jit(jax.vmap(program.init))
-    state = init(np.array(seeds, np.int32), hypers)
-    for metric, values in jax.vmap(look)(state.params).items():
-        rows += [
-            Row({"start": start}, seed, 0, metric, float(value), "1")
-            for (start, seed), value in zip(lanes, values, strict=True)
-        ]
+    look = jax.jit(jax.vmap(look))
+    state = jax.jit(jax.vmap(program.init))(np.array(seeds, np.int32), hypers)
+    for step, params in ((0, state.params), (cell["num_steps"], trained.state.params)):
+        seen = look(params)
+        if step:
+            del seen["first_loss"]
+        by_unit = seen.pop("saturated_by_unit")
+        for metric, values in seen.items():
+            rows += [
+                Row({"start": start}, seed, step, metric, float(value), "1")
+                for (start, seed), value in zip(lanes, values, strict=True)
+            ]
+        shares_of = np.quantile(by_unit, QUANTILES, axis=1).T
+        for (start, seed), shares in zip(lanes, shares_of, strict=True):
+            rows += [
+                Row({"start": start, "units": q}, seed, step, "saturated_unit", float(v), "share")
+                for q, v in zip(QUANTILES, shares, strict=True)
+            ]
     if cell["part"] == "batch norm":
         probe = jax.vmap(_fold_difference(configs[0].model, pack(names.dev[:200], length)))
         found = probe(trained.state.params, trained.state.carry)
@@ -229,7 +259,7 @@ def counted(cell: dict[str, Any], names: Names) -> list[Row]:
     ids = np.concatenate(names.train)
     model, params = ngram.fit(ngram.NgramConfig(order=4), ids, names.vocab_size)
     batch = pack(names.test, cell["row_length"])
-    nll = score_targets(model, params, batch).nll
+    nll = jax.jit(functools.partial(score_targets, model))(params, batch).nll
     loss = float(jnp.sum(nll * batch.weights) / jnp.sum(batch.weights))
     shares = np.bincount(ids, minlength=names.vocab_size) / len(ids)
     train = pack(names.train[: len(names.dev)], cell["row_length"])
@@ -244,7 +274,8 @@ def counted(cell: dict[str, Any], names: Names) -> list[Row]:
 
 
 def _look(cfg: Any, batch: Batch):
-    """(params) -> the loss before training, and the shares of saturated values and dead units."""
+    """(params) -> the loss, the shares of saturated values and of dead units, and of each unit the
+    share of its values that are saturated, f32[D]."""
     model = kinds.build(cfg)
     counts = batch.weights > 0
 
@@ -263,9 +294,10 @@ def _look(cfg: Any, batch: Batch):
             "first_loss": jnp.sum(nll * counts) / number,
             "saturated": jnp.sum(beyond * counts[..., None]) / (number * h.shape[-1]),
             "dead": jnp.mean(jnp.all(beyond | ~counts[..., None], axis=(0, 1))),
+            "saturated_by_unit": jnp.sum(beyond * counts[..., None], axis=(0, 1)) / number,
         }
 
-    return jax.jit(look)
+    return look
 
 
 def _fold_difference(cfg: Any, batch: Batch):
@@ -314,18 +346,32 @@ def symmetry(cell: dict[str, Any]) -> list[Row]:
         rate = hypers["peak_lr"]
         gradient = jax.tree.map(lambda a, b: (a - b) / rate, state.params, first.params)
         state, _ = jax.lax.scan(program.step, state, text)
-        return spread(gradient), spread(state.params), program.evaluate(state, whole)["loss"]
+        loss = program.evaluate(state, whole)["loss"]
+        return spread(gradient), spread(state.params), loss, gradient["unembed"].T
 
+    num_steps = min(cell["num_steps"], SGD_STEPS)
     init, rows = jax.jit(program.init), []
     for start, seed in itertools.product(SYMMETRY, range(cell["num_seeds"])):
         state = init(seed, hypers)
         state = state.replace(params=_symmetric(state.params, start))
-        text = stack_batches([batches(seed, n) for n in range(cell["num_steps"])])
-        gradient, units, loss = train(state, text)
-        fields, last, final = {"start": start}, cell["num_steps"], float(loss.compute())
-        rows.append(Row(fields, seed, last, "sgd_loss", final, "nats/token"))
+        text = stack_batches([batches(seed, n) for n in range(num_steps)])
+        gradient, units, loss, head = train(state, text)
+        fields, final = {"start": start}, float(loss.compute())
+        rows.append(Row(fields, seed, num_steps, "sgd_loss", final, "nats/token"))
         rows.append(Row(fields, seed, 0, "gradient_spread", float(gradient), "1"))
-        rows.append(Row(fields, seed, last, "unit_spread", float(units), "1"))
+        rows.append(Row(fields, seed, num_steps, "unit_spread", float(units), "1"))
+        if seed == 0:
+            rows += [
+                Row(
+                    {**fields, "character": names.characters[at], "unit": unit},
+                    seed,
+                    0,
+                    "head_gradient",
+                    float(value),
+                    "1",
+                )
+                for (at, unit), value in np.ndenumerate(head[: DRAWN[0], : DRAWN[1]])
+            ]
     return rows
 
 

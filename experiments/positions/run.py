@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import language
-from experiments.language import train_runs, unigram_loss
+from experiments.language import loss_rows, train_runs, unigram_loss, validation
 from experiments.positions import LEARNED, SINUSOIDAL
-from experiments.texts import Text, plays, validation_batches
+from experiments.texts import plays
 from jaxlm.core.arrays import Array
 from jaxlm.core.results import Row
 from jaxlm.data.batches import Batch, Split
@@ -22,7 +22,7 @@ from jaxlm.nn.positions import sinusoidal
 from jaxlm.train.config import RunConfig
 from jaxlm.train.program import make_program
 
-EVAL_ROWS = 16  # windows of a validation batch
+ROWS = 16  # windows that are scored at once
 
 
 def run_config(cell: dict[str, Any], seed: int) -> RunConfig:
@@ -35,14 +35,11 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
     configs = [run_config(cell, seed) for seed in seeds]
     model, fields = configs[0].model, {"positions": cell["positions"]}
     program = make_program(configs[0], text.tokenizer.token_bytes)
-    trained = train_runs(
-        text, configs, program, evaluate=program.evaluate, shared=validation_of(text, cell)
-    )
+    seen = validation(text, model.context_length, cell["eval_tokens"])
+    trained = train_runs(text, configs, program, evaluate=program.evaluate, shared=seen)
     unigram = unigram_loss(text, model.context_length, cell["eval_tokens"])
     rows = [Row(fields, None, None, "unigram_loss", unigram, "nats/token")]
-    for step, scores in trained.evaluations:
-        for seed, loss in enumerate(np.asarray(scores["loss"].compute(), np.float64)):
-            rows.append(Row(fields, seed, step, "loss", float(loss), "nats/token"))
+    rows += loss_rows(fields, trained)
     params = jax.device_get(trained.state.params)
     lanes = [jax.tree.map(lambda x, seed=seed: x[seed], params) for seed in seeds]
     windows = spread_windows(text.validation, cell)
@@ -61,16 +58,6 @@ def run_cell(cell: dict[str, Any]) -> list[Row]:
         for seed, lane in enumerate(lanes):
             rows += similarity_rows(fields, seed, lane["positions"], drawn=seed == 0)
     return rows
-
-
-def validation_of(text: Text, cell: dict[str, Any]) -> Batch:
-    context_length = cell["model"]["context_length"]
-    return validation_batches(
-        text.validation,
-        num_batches=max(1, cell["eval_tokens"] // (EVAL_ROWS * context_length)),
-        batch_size=EVAL_ROWS,
-        context_length=context_length,
-    )
 
 
 # Loss by place.
@@ -119,7 +106,7 @@ def make_losses(cfg: TransformerConfig, cell: dict[str, Any]) -> Callable[..., n
             one = jax.tree.map(lambda x: x[None, :length], window)
             return score_targets(model, params, one).nll[0]
 
-        return jax.lax.map(of_window, windows, batch_size=EVAL_ROWS)
+        return jax.lax.map(of_window, windows, batch_size=ROWS)
 
     return lambda params, windows: loss_by_bin(np.asarray(score(params, windows)), cell)
 

@@ -9,10 +9,11 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments.checks import check_not_empty, check_positive, check_rising
-from experiments.comparing import band, by_seed, difference, lowest_mean
+from experiments.comparing import band, band_by, by_seed, difference, lowest_mean
 from experiments.library import MODULES
 from jaxlm.analysis.claims import Claim, all_of, evidence, judge, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
+from jaxlm.core.config import as_typed
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Figure, grid, lines
 from jaxlm.reports.study_report import Table
@@ -60,7 +61,8 @@ class Config:
         for name in ("vocab_sizes", "model_vocab_sizes", "peak_lrs"):
             check_rising(self, name)
         if self.vocab_sizes[0] <= BYTES or len(self.vocab_sizes) < 3:
-            raise ValueError(f"vocab_sizes={self.vocab_sizes}: expected three or more above 256")
+            sizes = as_typed(self.vocab_sizes)
+            raise ValueError(f"vocab_sizes={sizes}: expected three or more above 256")
         if self.model_vocab_sizes[0] != BYTES or len(self.model_vocab_sizes) < 3:
             raise ValueError(
                 f"model_vocab_sizes={self.model_vocab_sizes}: expected 256 and two more"
@@ -246,7 +248,7 @@ def _compression_figure(results: Results) -> Figure:
     panels = []
     for text in CORPORA:
         series = [
-            band(f"trained on {name}", _by_size(rows.select(text=text, trained_on=name)))
+            band_by(f"trained on {name}", rows.select(text=text, trained_on=name), "vocab_size")
             for name in CORPORA
         ]
         panels.append((f"held-out {text}", series))
@@ -262,10 +264,6 @@ def _compression_figure(results: Results) -> Figure:
         log_x=True,
         x_ticks=results.config["vocab_sizes"],
     )
-
-
-def _by_size(rows: Results):
-    return ((size, group) for (size,), group in rows.by("vocab_size").items())
 
 
 def _bits_figure(results: Results) -> Figure:
@@ -287,7 +285,7 @@ def _bits_figure(results: Results) -> Figure:
 def _encoding_figure(results: Results) -> Figure:
     rows = results.select("tokens_per_character")
     return lines(
-        [band(name.upper(), _by_size(rows.select(encoding=name))) for name in ENCODINGS],
+        [band_by(name.upper(), rows.select(encoding=name), "vocab_size") for name in ENCODINGS],
         name="tokens_by_encoding",
         title="Tokens a character of the plays, by what their bytes are",
         caption="Merges begin with the bytes of each encoding. In UTF-16 and UTF-32 the first ones "

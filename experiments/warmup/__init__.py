@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.checks import check_multiple, check_not_empty, check_positive, check_rising
-from experiments.comparing import LEARNED, band, by_seed, difference, lowest_mean
+from experiments.comparing import LEARNED, band_by, by_seed, difference, lowest_mean
 from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, all_of, evidence, judge
 from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
 from jaxlm.core.results import Results
@@ -334,7 +334,7 @@ def _loss_figure(results: Results) -> Figure:
         for schedule in schedules or [ORIGINAL_FORM]:
             best = at_best(final, schedule=schedule, norm_placement=placement)
             curve = losses.select(norm_placement=placement, schedule=schedule, **_point(best))
-            series.append(_curve(NAMES[schedule], curve))
+            series.append(band_by(NAMES[schedule], curve, "step"))
             settings.append(f"{NAMES[schedule]} {_setting(best)}")
         panels.append((f"{placement}-norm", series))
         words.append(f"{placement.capitalize()}-norm: {'; '.join(settings)}.")
@@ -359,10 +359,6 @@ def _point(results: Results) -> dict[str, Any]:
     return {name: fields[name] for name in ("peak_lr", "warmup_steps")}
 
 
-def _curve(label: str, losses: Results) -> Band:
-    return band(label, ((step, group) for (step,), group in losses.by("step").items()))
-
-
 def _warmup_figure(results: Results) -> list[Figure]:
     """Losses by warmup at one rate: the best of the last norm placement with the longest."""
     cfg = results.config
@@ -383,8 +379,10 @@ def _warmup_figure(results: Results) -> list[Figure]:
         (
             f"{placement}-norm",
             [
-                _curve(
-                    f"warmup {steps}", losses.select(norm_placement=placement, warmup_steps=steps)
+                band_by(
+                    f"warmup {steps}",
+                    losses.select(norm_placement=placement, warmup_steps=steps),
+                    "step",
                 )
                 for steps in lengths
             ],

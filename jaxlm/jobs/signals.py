@@ -2,7 +2,8 @@
 
 Ctrl-C, SIGTERM (of SLURM, of a TPU that is taken away, of a shutdown), and SIGUSR1 and SIGUSR2, by
 which `sbatch --signal` warns before the time is up. One that was ignored when the process began,
-as nohup and a job's own launcher have it, stays so.
+as nohup and a job's own launcher have it, stays so. A notice that the machine will be taken away
+(`preemption`) counts as SIGTERM.
 """
 
 import contextlib
@@ -12,6 +13,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+
+from jaxlm.jobs import preemption
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _SHOW_CURSOR = "\x1b[?25h"
@@ -29,6 +32,8 @@ def stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], signal.S
       note: shows a line; called from the thread when the first signal comes.
     """
     came: list[signal.Signals] = []
+    # Apart from those that came: the shutdown's own SIGTERM follows, and is no second request.
+    noticed: list[signal.Signals] = []
 
     def watch():
         with ours:
@@ -42,6 +47,11 @@ def stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], signal.S
                 came.append(signal.Signals(number[0]))
                 note(f"{came[0].name}: finishing this call and saving; once more ends it at once")
 
+    def notice(words):
+        if not noticed:
+            noticed.append(signal.SIGTERM)
+            note(f"the machine is taken away ({words}): finishing this call and saving")
+
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     threading.Thread(target=watch, daemon=True).start()
@@ -52,4 +62,5 @@ def stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], signal.S
             if signal.getsignal(number) == signal.SIG_IGN:
                 continue
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
-        yield lambda: came[0] if came else None
+        stack.enter_context(preemption.watched(notice))
+        yield lambda: next(iter(came + noticed), None)

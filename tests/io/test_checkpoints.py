@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -315,6 +316,27 @@ def test_a_failed_background_write_is_raised_once_and_leaves_the_rest(run, monke
     )
 
 
+def test_a_failure_is_known_without_waiting_for_a_write(run, monkeypatch):
+    done, fsync = threading.Event(), os.fsync
+
+    def full(fd):
+        done.wait(20)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Checkpointer(run) as checkpointer:
+        checkpointer.check()
+        monkeypatch.setattr(os, "fsync", full)
+        checkpointer.save(30, make_state())
+        checkpointer.check()  # it is being written still
+        done.set()
+        checkpointer._thread.join()
+        with pytest.raises(CheckpointError, match="not written: No space left on device"):
+            checkpointer.check()
+        checkpointer.check()  # once is enough
+        monkeypatch.setattr(os, "fsync", fsync)
+        checkpointer.save(40, make_state())
+
+
 def test_close_raises_a_failed_write(run, monkeypatch):
     checkpointer = Checkpointer(run)
     monkeypatch.setattr(os, "fsync", lambda fd: os.close(-1))
@@ -571,6 +593,17 @@ def test_a_file_that_is_a_link_is_refused(run, tmp_path):
     (path / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="not a regular file"):
         checkpoints.verify(path)
+
+
+def test_a_folder_that_is_a_link_is_refused(run, tmp_path):
+    path = checkpoints.step_dir(run, 20)
+    (path / "arrays").rename(tmp_path / "elsewhere")
+    (path / "arrays").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="arrays/.* is in another folder, by a link"):
+        checkpoints.verify(path)
+    # The folder of the run may be one: it is what the user named.
+    (tmp_path / "named").symlink_to(run)
+    assert checkpoints.verify(checkpoints.step_dir(tmp_path / "named", 10))["step"] == 10
 
 
 def test_bad_settings_are_refused(tmp_path):

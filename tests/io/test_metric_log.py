@@ -1,7 +1,9 @@
 """Metric logs: valid lines only, nothing lost to a kill, cut back exactly to a step."""
 
+import errno
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -137,6 +139,18 @@ def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):
     out, _ = run_child(code, path).communicate()
     assert out == f"{path}: cannot be written: File too large\n"
     assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
+
+
+def test_a_disk_that_fails_at_a_sync_is_one_line(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with MetricLog(tmp_path / "m.jsonl") as log:
+        log.append({"step": 1})
+        log.sync()
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigError, match="m.jsonl: cannot be written: No space left"):
+            log.sync()
 
 
 def test_unwritable_place_is_one_line(tmp_path):

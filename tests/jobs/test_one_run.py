@@ -8,10 +8,17 @@ import time
 import jax
 import numpy as np
 import pytest
-from job_runs import TIMEOUT_S, assert_same_run, fingerprint, records, state_bytes
+from job_runs import (
+    TIMEOUT_S,
+    assert_same_run,
+    fingerprint,
+    records,
+    state_bytes,
+    without_length,
+)
 
 from jaxlm.io import checkpoints
-from jaxlm.jobs import sample
+from jaxlm.jobs import sample, train
 from jaxlm.models.transformer import build
 
 SHORT = ["--config.train.num_steps=8", "--config.train.save_every=8"]
@@ -45,12 +52,6 @@ def test_a_finished_run_prints_its_result(launch, finished):
     assert "is finished: step 48" in outcome.out and f"{loss:.4f} nats" in outcome.out
     assert outcome.out.count("\n") == 1
     assert_same_run(finished, before)
-
-
-def without_length(run):
-    """A fingerprint without what a `constant` schedule is told of the length and does not read."""
-    hidden = ("hypers/total_steps", "hypers/decay_steps")
-    return {**run, "state": {k: v for k, v in run["state"].items() if k not in hidden}}
 
 
 def test_a_longer_run_goes_on(launch, finished, tmp_path):
@@ -145,13 +146,25 @@ ABSURD = ["--config.optim.name=sgd", "--config.optim.peak_lr=1e30", "--config.op
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(launch, config, tmp_path):
-    outcome = launch(config, *ABSURD, f"--workdir={tmp_path}/run")
+    fewer_operations = "--config.model.dropout=0"  # which are run one by one
+    outcome = launch(config, *ABSURD, fewer_operations, f"--workdir={tmp_path}/run")
     assert outcome.code == 1, outcome
     assert outcome.err.count("\n") == 1 and outcome.err.startswith("launch.py: step ")
     assert "peak_lr" in outcome.err and "on_nonfinite=skip" in outcome.err
     last = records(tmp_path / "run/metrics.jsonl")[-1]
     assert last["finite"] is False and f"step {last['step']}:" in outcome.err
     assert not (tmp_path / "run/summary.json").exists()
+    found = checkpoints.newest_good(tmp_path / "run")
+    kept = f"step {found[1]['step']} is saved" if found else "no step was saved before it"
+    assert kept in outcome.err and f"python launch.py --workdir={tmp_path}/run" in outcome.err
+
+
+def test_an_import_that_the_end_of_the_process_breaks_off_is_silent(monkeypatch):
+    def broken_off():
+        raise RuntimeError("cannot import after the end")
+
+    monkeypatch.setattr(checkpoints, "preload", broken_off)
+    train._preload()
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(launch, config, tmp_path):

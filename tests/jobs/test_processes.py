@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from job_runs import TIMEOUT_S
+from metadata_server import metadata_server
 
 from jaxlm.core import trees
 from jaxlm.core.config import ConfigError
@@ -103,8 +104,8 @@ CONFIG = {
 }
 
 
-def start(workdir, text, number, num_steps):
-    """Starts that many processes of one run."""
+def start(workdir, text, number, num_steps, last=None):
+    """Starts that many processes of one run; last: more environment of the last of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -115,8 +116,9 @@ def start(workdir, text, number, num_steps):
         more = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}"]
         more = [*more, f"--process_id={place}"] if number > 1 else []
         command = [sys.executable, "launch.py", *flags, *more]
+        env = os.environ | (last or {} if place == number - 1 else {})
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=ROOT, **pipes))
+        started.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
     return started
 
 
@@ -182,18 +184,26 @@ def test_a_killed_run_of_two_goes_on_with_one_and_then_with_four(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_that_is_asked_to_stop_stops_all(tmp_path):
-    text = tmp_path / "text.txt"
+@pytest.mark.parametrize("by", ["signal", "notice"])
+def test_one_that_is_asked_to_stop_stops_all(tmp_path, by):
+    """By a signal, or by the metadata server of its machine, which no other process has."""
+    text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_text("to be or not to be, that is the question\n" * 500)
-    started = start(tmp_path / "run", text, 2, num_steps=1_000_000)
-    try:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not (tmp_path / "run" / "checkpoints" / "step_00000010").exists():
-            assert time.monotonic() < deadline and started[0].poll() is None
-            time.sleep(0.1)
-        started[1].send_signal(signal.SIGTERM)
-        outputs = [process.communicate(timeout=TIMEOUT_S) for process in started]
-    finally:
-        end(*started)
+    with metadata_server() as server:
+        last = {"GCE_METADATA_HOST": server.host} if by == "notice" else None
+        started = start(run, text, 2, num_steps=1_000_000, last=last)
+        try:
+            deadline = time.monotonic() + TIMEOUT_S
+            while not (run / "checkpoints" / "step_00000010").exists():
+                assert time.monotonic() < deadline and started[0].poll() is None
+                time.sleep(0.1)
+            if by == "notice":
+                server["preempted"] = "TRUE"
+            else:
+                started[1].send_signal(signal.SIGTERM)
+            outputs = [process.communicate(timeout=TIMEOUT_S) for process in started]
+        finally:
+            end(*started)
     assert [process.returncode for process in started] == [143, 143], outputs
     assert "the run is saved" in outputs[0][0]
+    assert newest(run)[0] >= 10  # written by both of them, at the same step

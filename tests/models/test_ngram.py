@@ -69,7 +69,7 @@ def fitted(order, smoothing):
 
 
 ROW = np.concatenate([text()[50:57], [V - 1, 0, 3, 3, 1]])[None]  # with an id that never occurred
-KINDS = [(n, s) for s in ("additive", "kneser_ney") for n in range(1, 6)]
+KINDS = [(n, s) for s in ("additive", "kneser_ney") for n in (1, 2, 3, 5)]
 
 
 @pytest.mark.parametrize(("order", "smoothing"), KINDS)
@@ -90,19 +90,21 @@ def test_probabilities_are_those_of_the_formula(order, smoothing):
 def test_a_cache_goes_on_and_segments_stay_apart(order):
     model, params, forward = fitted(order, "kneser_ney")
     want = forward(ROW)
-    cache, parts = model.init_cache(1, 12), []
+    cache, parts, extend = model.init_cache(1, 12), [], quick_jit(model.extend)
     for start, end in ((0, 5), (5, 6), (6, 12)):
-        logits, cache = model.extend(params, ROW[:, start:end], cache)
+        logits, cache = extend(params, ROW[:, start:end], cache)
         parts.append(logits)
     np.testing.assert_allclose(np.concatenate(parts, axis=1), want, atol=1e-6)
     both = forward(ROW, segment_ids=np.array([[1] * 5 + [2] * 7]))
-    np.testing.assert_allclose(both[:, 5:], forward(ROW[:, 5:]), atol=1e-6)
+    # What stands behind is not read: one program for both.
+    alone = forward(np.concatenate([ROW[:, 5:], ROW[:, :5]], axis=1))
+    np.testing.assert_allclose(both[:, 5:], alone[:, :7], atol=1e-6)
 
 
-def test_order_five_of_a_large_vocabulary_takes_memory_by_the_text():
+def test_order_three_of_a_large_vocabulary_takes_memory_by_the_text():
     ids = np.random.default_rng(0).integers(50_000, size=2_000)
-    _, params = fit(NgramConfig(order=5), ids, 50_000)
-    assert sum(a.size for a in jax.tree.leaves(params)) < 10 * (50_000 + 5 * 2_000)
+    _, params = fit(NgramConfig(order=3), ids, 50_000)
+    assert sum(a.size for a in jax.tree.leaves(params)) < 10 * (50_000 + 3 * 2_000)
 
 
 def test_it_is_evaluated_and_decoded_as_every_language_model():

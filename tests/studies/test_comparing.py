@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.comparing import band, by_seed, difference, has_diverged, lowest_mean
+from experiments.comparing import (
+    at_most,
+    band,
+    band_by,
+    by_seed,
+    difference,
+    has_diverged,
+    lowest_mean,
+    weigh_all,
+    weigh_within,
+)
+from jaxlm.analysis.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+from jaxlm.analysis.statistics import Interval
 from jaxlm.core.results import Results, Row
 
 NAN, INF = math.nan, math.inf
@@ -61,3 +73,53 @@ def test_a_band_has_the_t_intervals_of_its_groups():
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert (found.label, found.x, found.dashed) == ("line", [10], True)
     np.testing.assert_allclose([found.y[0], found.low[0], found.high[0]], [7 / 3, low, high])
+
+
+def test_a_band_by_a_field_has_a_point_for_each_of_its_values():
+    results = results_of({(2, 0): 5.0, (1, 0): 1.0, (2, 1): 7.0, (1, 1): 3.0})
+    found = band_by("line", results, "peak_lr", dashed=True)
+    assert (found.x, found.y, found.dashed) == ([2, 1], [6.0, 2.0], True)
+    assert band_by("line", results, "step").x == [9]
+
+
+def interval(low, high):
+    return Interval((low + high) / 2, low, high, 5, 0.95, "95% t interval over 5 seeds")
+
+
+@pytest.mark.parametrize(
+    "second, expected",
+    [((0.1, 0.3), SUPPORTED), ((-0.1, 0.3), INCONCLUSIVE), ((-0.3, -0.1), NOT_SUPPORTED)],
+)
+def test_a_claim_on_several_holds_where_each_does(second, expected):
+    intervals = {"one": interval(0.2, 0.4), "two": interval(*second)}
+    found = weigh_all("both rise", "Nats", intervals, above=0.0)
+    assert found.verdict == expected
+    assert found.evidence.startswith("Nats. one: 0.30 [0.20, 0.40], two: ")
+    assert found.evidence.endswith("; 95% t interval over 5 seeds; claimed above 0")
+    mirrored = {name: interval(-i.high, -i.low) for name, i in intervals.items()}
+    assert weigh_all("both fall", "Nats", mirrored, below=0.0).verdict == expected
+
+
+@pytest.mark.parametrize(
+    "second, expected",
+    [
+        ((-0.09, 0.09), SUPPORTED),
+        ((-0.2, 0.05), INCONCLUSIVE),
+        ((0.05, 0.2), INCONCLUSIVE),
+        ((-0.3, -0.2), NOT_SUPPORTED),
+        ((0.2, 0.3), NOT_SUPPORTED),
+    ],
+)
+def test_a_claim_of_no_difference_holds_where_each_interval_is_within(second, expected):
+    intervals = {"one": interval(-0.01, 0.01), "two": interval(*second)}
+    found = weigh_within("alike", "Nats", intervals, 0.1)
+    assert found.verdict == expected and found.evidence.endswith("; claimed within 0.1")
+
+
+def test_of_what_is_exact_the_largest_counts():
+    assert at_most("exact", [1e-7, 1e-6], 1e-6).verdict == SUPPORTED
+    assert at_most("exact", [1e-7, 2e-6], 1e-6).verdict == NOT_SUPPORTED
+    assert at_most("exact", [1e-7, NAN], 1e-6).verdict == NOT_SUPPORTED
+    assert at_most("exact", [NAN, 1e-7], 1e-6).verdict == NOT_SUPPORTED
+    evidence = at_most("exact", [1e-7, 1e-6], 1e-5).evidence
+    assert evidence == "Largest of 2: 1e-06; claimed at most 1e-05"

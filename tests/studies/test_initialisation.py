@@ -1,6 +1,7 @@
 """initialisation: names as documents, the starts' sizes, symmetry, rows of tiny cells, verdicts."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 
 from experiments import initialisation
-from experiments.initialisation import GAINS, NORMED, STARTS, SYMMETRY, Config, cells, claims
+from experiments.initialisation import (
+    GAINS,
+    NORMED,
+    QUANTILES,
+    STARTS,
+    SYMMETRY,
+    Config,
+    cells,
+    claims,
+)
 from experiments.initialisation import run as study
 from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED
 from jaxlm.core.config import ConfigError, to_dict
@@ -87,20 +97,54 @@ def test_the_rows_of_cells(path):
         "unigram_loss",
         "vocabulary",
     }
-    by_start = {r.fields["start"]: r.value for r in rows if r.metric == "saturated"}
-    assert by_start["loud"] == by_start["loud, quiet head"] > by_start["tuned"]
+    saturated = {
+        (r.fields["start"], r.seed): r.value for r in rows if (r.metric, r.step) == ("saturated", 0)
+    }
+    for seed in (0, 1):
+        assert saturated["loud", seed] == saturated["loud, quiet head", seed]
+        assert saturated["loud", seed] > saturated["tuned", seed]
+        of_units = [
+            r.value
+            for r in rows
+            if (r.metric, r.fields.get("start"), r.seed, r.step)
+            == ("saturated_unit", "loud", seed, 0)
+        ]
+        assert of_units == sorted(of_units) and len(of_units) == len(QUANTILES)
+        assert of_units[0] < saturated["loud", seed] < of_units[-1]
     rows = study.run_cell(normed)
     folds = [row.value for row in rows if row.metric == "fold_difference"]
     assert len(folds) == 2 and max(folds) < 1e-5
     rows = study.run_cell(symmetric)
-    spread = {(r.fields["start"], r.metric): r.value for r in rows if r.metric != "sgd_loss"}
+    spread = {(r.fields["start"], r.metric): r.value for r in rows if "spread" in r.metric}
     for start in SYMMETRY:
+        drawn = [
+            [r.value for r in rows if r.fields["start"] == start and r.fields.get("unit") == unit]
+            for unit in range(8)
+        ]
+        assert len(drawn[0]) == min(study.DRAWN[0], study.open_names(path).vocab_size)
+        assert all(unit == drawn[0] for unit in drawn) == (start != "tuned")
+        assert any(drawn[0]) == (start != "all zero")
         same = [spread[start, metric] for metric in ("gradient_spread", "unit_spread")]
         assert same == [0.0, 0.0] if start != "tuned" else min(same) > 1e-4
     rows = study.run_cell(deep)
     assert len(rows) == len(GAINS) * 2 * 3 * cfg.depth
     with pytest.raises(ConfigError, match="the list has changed"):
         study.resolve(dataclasses.replace(cfg, names_sha256="0" * 64))
+
+
+def test_saturated_values_and_dead_units_against_numpy(path):
+    names = study.open_names(path)
+    [cell, *_] = cells(dataclasses.replace(TINY, path=path))
+    cfg = study.run_config(cell, names.vocab_size, "loud", 0).model
+    batch = study.pack(names.train, 16)
+    params = init_params(jax.random.key(1), kinds.param_specs(cfg))
+    params["bias"] = params["bias"].at[:2].set([50.0, -50.0])  # of which these two are dead
+    h = np.asarray(kinds.build(cfg).hidden(params, batch.tokens, segment_ids=batch.segment_ids))
+    beyond = np.abs(h[batch.weights > 0]) > 0.99  # [tokens, D]
+    found = jax.jit(study._look(cfg, batch))(params)
+    np.testing.assert_allclose(found["saturated_by_unit"], beyond.mean(0), rtol=1e-6)
+    assert found["saturated"] == pytest.approx(beyond.mean(), rel=1e-6)
+    assert found["dead"] == beyond.all(0).mean() >= 0.25
 
 
 def test_a_stack_of_layers_against_numpy():
@@ -128,11 +172,16 @@ def made_up(dev, size):
         for start in (*STARTS, NORMED):
             fields = {"start": start}
             quiet = start != "loud"
-            rows += [
-                Row(fields, seed, 0, "first_loss", math.log(27) + (0.01 if quiet else 20), "1"),
-                Row(fields, seed, 0, "saturated", 0.1 if start == "tuned" else 0.6, "1"),
-                Row(fields, seed, 0, "dead", 0.0, "1"),
-            ]
+            first = math.log(27) + (0.01 if quiet else 20)
+            rows.append(Row(fields, seed, 0, "first_loss", first, "1"))
+            for step, more in ((0, 0.0), (400, 0.1 + 0.01 * seed)):
+                share = (0.1 if start == "tuned" else 0.6) + more
+                rows.append(Row(fields, seed, step, "saturated", share, "1"))
+                rows.append(Row(fields, seed, step, "dead", more / 4, "1"))
+                rows += [
+                    Row({**fields, "units": q}, seed, step, "saturated_unit", share, "share")
+                    for q in QUANTILES
+                ]
             for metric in ("train_loss", "dev_loss", "test_loss"):
                 for step, more in ((50, 0.5), (400, 0.0)):
                     loss = dev(start, seed) + more
@@ -145,6 +194,9 @@ def made_up(dev, size):
                 Row({"start": start}, seed, 0, "gradient_spread", spread, "1"),
                 Row({"start": start}, seed, 400, "unit_spread", spread, "1"),
             ]
+            for character, unit in itertools.product("\nab", range(8) if seed == 0 else ()):
+                fields = {"start": start, "character": character, "unit": unit}
+                rows.append(Row(fields, 0, 0, "head_gradient", spread * unit, "1"))
         for gain in GAINS:
             for layer in range(1, 21):
                 fields = {"gain": gain, "layer": layer}
@@ -163,13 +215,14 @@ def test_verdicts_follow_from_the_rows():
     found = claims(results)
     refused = [claim.text for claim in found if claim.verdict != SUPPORTED]
     assert refused == [
-        "Batch norm makes the loud start end lower",
+        "With batch norm the loud start with a quiet head ends lower than without",
         "At 3 more than half of the values at layer 20 are saturated",
     ]
     assert {claim.verdict for claim in found if claim.text in refused} == {NOT_SUPPORTED}
-    assert len(found) == 15 and found[-1].text.endswith("2.11 or lower")
+    assert len(found) == 17 and found[-1].text.endswith("2.11 or lower")
     figures = initialisation.plot(results)
-    assert [figure.name for figure in figures][0] == "dev_loss" and len(figures) == 4
+    names = [figure.name for figure in figures]
+    assert names[:3] == ["dev_loss", "saturated_units", "first_gradient"] and len(names) == 6
     losses, symmetric = initialisation.tables(results)
     assert [row[0] for row in losses.rows] == [*STARTS, NORMED]
     assert [row[0] for row in symmetric.rows] == list(SYMMETRY)
