@@ -38,7 +38,7 @@ TRACED = ("init_scale", "output_init")
 LOOKED_AT = 400  # training names whose hidden values are looked at
 EQUAL = 0.1  # of every weight in "all equal"
 SGD_STEPS = 400  # at most, of the symmetric starts: what they cannot learn takes no longer
-DRAWN = (27, 8)  # characters and hidden units of the gradients that are drawn
+DRAWN = (12, 8)  # characters and hidden units of the gradients that are drawn
 
 
 class Names(NamedTuple):
@@ -66,7 +66,8 @@ def read_names(path: str | None) -> str:
             )
         return pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{FLAG}path={path}: no list of names: {error}") from None
+        why = getattr(error, "strerror", error)
+        raise ConfigError(f"{FLAG}path={path}: no list of names: {why}") from None
 
 
 @functools.cache

@@ -1,6 +1,9 @@
 """Steps and evaluations that go wrong: what is said and kept, and what a rollback leaves."""
 
+import errno
 import json
+import os
+import threading
 import types
 
 import jax
@@ -11,6 +14,7 @@ from job_runs import records, state_bytes
 
 from jaxlm.data.batches import batch_at
 from jaxlm.io import checkpoints, compile_cache
+from jaxlm.io.checkpoints import CheckpointError
 from jaxlm.jobs import Launch, bad_steps, recorder, train
 from jaxlm.jobs.recorder import Recorder
 
@@ -197,6 +201,28 @@ def test_an_evaluation_that_fails_ends_no_training(run, tmp_path, monkeypatch, c
     failed = [r for r in records(tmp_path / "b/timings.jsonl") if "failed" in r.get("event", "")]
     assert [r["step"] for r in failed if "validation" in r["event"]] == [8, 16, 24, 32, 40, 48]
     assert "val_loss" not in json.loads((tmp_path / "b/summary.json").read_text())
+
+
+def test_a_checkpoint_that_could_not_be_written_ends_the_run_at_its_next_call(
+    run, tmp_path, monkeypatch
+):
+    """Not at the next save, nor at the end: what is computed until then would be lost."""
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def after_the_write(split, seed, step, **options):
+        if step == 24:  # made while 17 to 24 are computed, the checkpoint of 16 being written
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":
+                    thread.join()
+        return batch_at(split, seed, step, **options)
+
+    monkeypatch.setattr(checkpoints, "_hash_and_sync", full)
+    every = {"train.eval_every": "48", "train.save_every": "16"}
+    with pytest.raises(CheckpointError, match="step_00000016: not written: No space left"):
+        run("a", SHORT | every, surprise=after_the_write)
+    assert records(tmp_path / "a/metrics.jsonl")[-1]["step"] == 24
 
 
 def test_a_checkpoint_is_whole_before_its_evaluation_is_recorded(run, tmp_path, monkeypatch):

@@ -151,6 +151,7 @@ def test_whole_files_validate_and_bytes_are_ids(cfg):
         ({"ranks": "0,1,2"}, "from 1 on"),
         ({"num_validation_modules": 3, "modules": "a.py,b.py,c.py"}, "leave some"),
         ({"num_steps": 55}, "multiple of eval_every"),
+        ({"warmup_steps": 6000}, "warmup_steps=6000 must be at most num_steps="),
         ({"base.num_steps": 55}, "multiple of eval_every"),
         ({"num_seeds": 0}, "at least 1"),
     ],
