@@ -397,7 +397,7 @@ def _attention_figure(results: Results, shape: dict[str, int]) -> Figure:
         value_label="attention",
         limits=(0.0, 1.0),
         annotate=False,
-        missing="not seen: it comes later",
+        missing="comes later, not seen",
     )
 
 

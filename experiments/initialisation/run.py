@@ -66,7 +66,8 @@ def read_names(path: str | None) -> str:
             )
         return pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{FLAG}path={path}: no list of names: {error}") from None
+        why = getattr(error, "strerror", error)
+        raise ConfigError(f"{FLAG}path={path}: no list of names: {why}") from None
 
 
 @functools.cache

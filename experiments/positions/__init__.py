@@ -75,7 +75,6 @@ class Config:
 
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
-        "num_seeds": 3,
         "d_model": 32,
         "context_length": 32,
         "bin_size": 8,

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.core.config import ConfigError
+from jaxlm.core.json_forms import count
 from jaxlm.io import metric_log
 from jaxlm.io.metric_log import MetricLog
 
@@ -157,3 +158,13 @@ def test_unwritable_place_is_one_line(tmp_path):
         MetricLog(tmp_path / "none" / "m.jsonl")
     with pytest.raises(ConfigError, match="No such file"):
         metric_log.read(tmp_path / "m.jsonl")
+
+
+def test_a_record_of_another_form_is_named_and_nothing_is_cut(tmp_path):
+    path = tmp_path / "m.jsonl"
+    data = b'{"step": 1}\n{"step": [2]}\n{"step": 3}\n'
+    path.write_bytes(data)
+    for use in (metric_log.read, lambda p, form: metric_log.truncate(p, lambda _: False, form)):
+        with pytest.raises(ConfigError, match=r"m\.jsonl: line 2: step: expected count"):
+            use(path, {"step": count})
+    assert path.read_bytes() == data
