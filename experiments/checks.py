@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from jaxlm.core.config import as_typed
+
 
 def check_not_empty(config: Any) -> None:
     """Every tuple names at least one."""
@@ -20,14 +22,14 @@ def check_positive(config: Any, may_be_zero: tuple[str, ...] = ()) -> None:
             if number < 0 or name not in may_be_zero:
                 least = "at least 1" if isinstance(number, int) else "above 0"
                 least = "at least 0" if name in may_be_zero else least
-                raise ValueError(f"{name}={value} must be {least}")
+                raise ValueError(f"{name}={as_typed(value)} must be {least}")
 
 
 def check_rising(config: Any, name: str) -> None:
     """The numbers of a field rise, from above 0."""
     values = getattr(config, name)
     if values != tuple(sorted(set(values))) or values[0] <= 0:
-        raise ValueError(f"{name}={values} must rise, from above 0")
+        raise ValueError(f"{name}={as_typed(values)} must rise, from above 0")
 
 
 def check_multiple(config: Any, name: str, of: str) -> None:

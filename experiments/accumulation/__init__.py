@@ -24,6 +24,7 @@ from experiments.comparing import (
 from experiments.library import MODULES
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
+from jaxlm.core.config import as_typed
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Band, Figure, grid, lines
 from jaxlm.reports.study_report import Table
@@ -95,7 +96,8 @@ class Config:
                 f"{self.context_length}"
             )
         if self.trained_length not in lengths[1:]:
-            raise ValueError(f"trained_length={self.trained_length} must be among {lengths[1:]}")
+            known = as_typed(lengths[1:])
+            raise ValueError(f"trained_length={self.trained_length} must be among {known}")
         if not 0 < self.num_validation_modules < len(self.modules):
             raise ValueError(
                 f"num_validation_modules={self.num_validation_modules} must be at least 1 and "

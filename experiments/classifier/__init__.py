@@ -28,7 +28,7 @@ from experiments.classifier.readings import (
 from experiments.comparing import difference
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import brief, mean_interval, ratio_interval
-from jaxlm.core.config import to_dict
+from jaxlm.core.config import as_typed, to_dict
 from jaxlm.core.results import Results
 from jaxlm.data.sentiment import CLASSES
 from jaxlm.reports.figures import Figure
@@ -80,7 +80,7 @@ class Config:
         check_not_empty(self)
         check_positive(self, may_be_zero=("dropout", "soft_share"))
         if len(self.counts) != 3:
-            raise ValueError(f"counts={self.counts}: expected three")
+            raise ValueError(f"counts={as_typed(self.counts)}: expected three")
         if self.num_layers % 2:
             raise ValueError(f"num_layers={self.num_layers} must be even, to be halved")
         if self.soft_share > 1:

@@ -15,6 +15,7 @@ from experiments.grad_norm_depth import readings
 from experiments.grad_norm_depth.readings import LAYERS, STREAM
 from jaxlm.analysis.claims import Claim, all_of, evidence, judge, weigh
 from jaxlm.analysis.statistics import brief, paired_interval
+from jaxlm.core.config import as_typed
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Figure
 from jaxlm.reports.study_report import Table
@@ -58,10 +59,12 @@ class Config:
             if not value or len(set(value)) < len(value):
                 raise ValueError(f"{name} must name at least one, and none twice")
         if not set(self.trained_depths) <= set(self.depths):
-            raise ValueError(f"trained_depths={self.trained_depths} must be among {self.depths}")
+            trained, depths = as_typed(self.trained_depths), as_typed(self.depths)
+            raise ValueError(f"trained_depths={trained} must be among {depths}")
         check_positive(self, may_be_zero=("warmups", "measured_steps"))
         if min(self.depths) < 2:
-            raise ValueError(f"depths={self.depths}: a slope over layers needs at least 2 of them")
+            depths = as_typed(self.depths)
+            raise ValueError(f"depths={depths}: a slope over layers needs at least 2 of them")
         if self.num_examples < 2:
             raise ValueError(f"num_examples={self.num_examples}: a noise scale needs at least 2")
         if (

@@ -66,7 +66,8 @@ def read_names(path: str | None) -> str:
             )
         return pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{FLAG}path={path}: no list of names: {error}") from None
+        why = getattr(error, "strerror", error)
+        raise ConfigError(f"{FLAG}path={path}: no list of names: {why}") from None
 
 
 @functools.cache
@@ -258,7 +259,7 @@ def counted(cell: dict[str, Any], names: Names) -> list[Row]:
     ids = np.concatenate(names.train)
     model, params = ngram.fit(ngram.NgramConfig(order=4), ids, names.vocab_size)
     batch = pack(names.test, cell["row_length"])
-    nll = score_targets(model, params, batch).nll
+    nll = jax.jit(functools.partial(score_targets, model))(params, batch).nll
     loss = float(jnp.sum(nll * batch.weights) / jnp.sum(batch.weights))
     shares = np.bincount(ids, minlength=names.vocab_size) / len(ids)
     train = pack(names.train[: len(names.dev)], cell["row_length"])

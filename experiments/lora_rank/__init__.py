@@ -18,7 +18,7 @@ from experiments.lora_rank import figures, readings
 from experiments.lora_rank.readings import BASE, FULL, LORA, OLD, OVER_R, OVER_SQRT_R, TARGETS
 from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED, Claim, weigh
 from jaxlm.analysis.statistics import brief, mean_interval
-from jaxlm.core.config import to_dict
+from jaxlm.core.config import as_typed, to_dict
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Figure
 from jaxlm.reports.study_report import Table
@@ -91,14 +91,17 @@ class Config:
         if set(self.both_scalings) - set(self.targets):
             raise ValueError(f"both_scalings={','.join(self.both_scalings)} must be among targets")
         if len(self.ranks) < 3 or self.ranks != tuple(sorted({*self.ranks})) or self.ranks[0] < 1:
-            raise ValueError(f"ranks={self.ranks} must be three or more, rising, from 1 on")
+            raise ValueError(
+                f"ranks={as_typed(self.ranks)} must be three or more, rising, from 1 on"
+            )
         if not 0 < self.num_validation_modules < len(self.modules):
             raise ValueError(
                 f"num_validation_modules={self.num_validation_modules} must be at least 1 and "
                 f"leave some of the {len(self.modules)} modules to train on"
             )
         if self.lora_lr in self.other_lrs or len(set(self.other_lrs)) < len(self.other_lrs):
-            raise ValueError(f"other_lrs={self.other_lrs} must differ, and from {self.lora_lr}")
+            rates = as_typed(self.other_lrs)
+            raise ValueError(f"other_lrs={rates} must differ, and from {self.lora_lr}")
         check_positive(self, may_be_zero=("warmup_steps", "min_delta"))
         check_multiple(self, "num_steps", "eval_every")
         check_at_most(self, "warmup_steps", "num_steps")

@@ -13,6 +13,7 @@ from experiments.comparing import band, band_by, by_seed, difference, lowest_mea
 from experiments.library import MODULES
 from jaxlm.analysis.claims import Claim, all_of, evidence, judge, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval, paired_interval
+from jaxlm.core.config import as_typed
 from jaxlm.core.results import Results
 from jaxlm.reports.figures import Figure, grid, lines
 from jaxlm.reports.study_report import Table
@@ -60,7 +61,8 @@ class Config:
         for name in ("vocab_sizes", "model_vocab_sizes", "peak_lrs"):
             check_rising(self, name)
         if self.vocab_sizes[0] <= BYTES or len(self.vocab_sizes) < 3:
-            raise ValueError(f"vocab_sizes={self.vocab_sizes}: expected three or more above 256")
+            sizes = as_typed(self.vocab_sizes)
+            raise ValueError(f"vocab_sizes={sizes}: expected three or more above 256")
         if self.model_vocab_sizes[0] != BYTES or len(self.model_vocab_sizes) < 3:
             raise ValueError(
                 f"model_vocab_sizes={self.model_vocab_sizes}: expected 256 and two more"

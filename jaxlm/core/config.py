@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import struct
 import types
 import typing
@@ -36,6 +37,13 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def as_typed(value: Any) -> str:
+    """A value of a field as the command line takes it: true, none, 1,2."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return ",".join(map(as_typed, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def apply_overrides(config: Any, overrides: dict[str, Any]) -> Any:
     """A copy of `config` with {"model.num_layers": "8"} applied; text is parsed by declared type.
 
@@ -51,7 +59,7 @@ def apply_overrides(config: Any, overrides: dict[str, Any]) -> Any:
     parsed: dict[str, Any] = {}
     for path, value in overrides.items():
         *parents, name = path.split(".")
-        flag = f"{FLAG}{path}={value}"
+        flag = f"{FLAG}{path}={as_typed(value)}"
         owner, inside = type(config), config
         for depth, parent in enumerate(parents, 1):
             declared, inside = _field_type(owner, parent, flag), getattr(inside, parent, None)
@@ -65,7 +73,8 @@ def apply_overrides(config: Any, overrides: dict[str, Any]) -> Any:
             known = ", ".join(f.name for f in dataclasses.fields(group))
             raise ConfigError(f"{flag}: '{name}' is a group of fields; set one of: {known}")
         parsed[path] = _parse(declared, value, flag)
-    return _replace(config, parsed, "", type(config))
+    typed = {path: f"{FLAG}{path}={as_typed(value)}" for path, value in overrides.items()}
+    return _replace(config, parsed, "", type(config), typed)
 
 
 def _configs(declared: Any) -> tuple[type, ...]:
@@ -93,8 +102,10 @@ def _chosen(declared: Any, kind: Any, now: Any, flag: str) -> type:
     return kinds[kind]
 
 
-def _replace(config: Any, values: dict[str, Any], prefix: str, cls: type) -> Any:
-    """`config` as a `cls` with these values; see `apply_overrides`."""
+def _replace(
+    config: Any, values: dict[str, Any], prefix: str, cls: type, typed: dict[str, str]
+) -> Any:
+    """`config` as a `cls` with these values; see `apply_overrides`. typed: {whole path: flag}."""
     mine = {p: v for p, v in values.items() if "." not in p}
     groups: dict[str, dict[str, Any]] = {}
     for path, value in values.items():
@@ -105,7 +116,7 @@ def _replace(config: Any, values: dict[str, Any], prefix: str, cls: type) -> Any
     for head, inner in groups.items():
         part = getattr(config, head)
         chosen = _chosen(hints[head], inner.get(KIND), part, f"{FLAG}{prefix}{head}.{KIND}")
-        mine[head] = _replace(part, inner, f"{prefix}{head}.", chosen)
+        mine[head] = _replace(part, inner, f"{prefix}{head}.", chosen, typed)
     if not mine:
         return config
     try:
@@ -115,8 +126,14 @@ def _replace(config: Any, values: dict[str, Any], prefix: str, cls: type) -> Any
     except ConfigError:
         raise
     except ValueError as error:
-        given = " ".join(f"{FLAG}{prefix}{p}={v}" for p, v in values.items())
-        raise ConfigError(f"{given}: {error}") from None
+        given = {path: typed[prefix + path] for path in values}
+        named = [flag for path, flag in given.items() if _names(str(error), path)]
+        raise ConfigError(f"{' '.join(named or given.values())}: {error}") from None
+
+
+def _names(message: str, path: str) -> bool:
+    """Whether a message speaks of this field; "data.order" speaks of `order`, not of `data`."""
+    return bool(re.search(rf"\b{re.escape(path.rpartition('.')[2])}\b(?!\.\w)", message))
 
 
 def _shared(config: Any, cls: type) -> dict[str, Any]:
@@ -220,11 +237,11 @@ def check_numbers(config: Any) -> None:
     for path, given in flatten(config).items():
         for value in given if isinstance(given, tuple) else (given,):
             if isinstance(value, int) and abs(value) >= 2**31:
-                raise ConfigError(f"{FLAG}{path}={value}: must be below 2^31 in size")
+                raise ConfigError(f"{FLAG}{path}={as_typed(given)}: must be below 2^31 in size")
             if isinstance(value, float) and not _is_float32(value):
                 raise ConfigError(
-                    f"{FLAG}{path}={value}: as a float32 it would be infinite, or 0; those end at "
-                    "3.4e38 and 1.4e-45"
+                    f"{FLAG}{path}={as_typed(given)}: as a float32 it would be infinite, or 0; "
+                    "those end at 3.4e38 and 1.4e-45"
                 )
 
 

@@ -21,6 +21,7 @@ import shutil
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -115,11 +116,13 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
       CheckpointError: a file is missing or differs, or the manifest does.
     """
     path = pathlib.Path(path)
-    manifest = read_manifest(path)
+    manifest, inside = read_manifest(path), path.resolve()
     for name, written in manifest["files"].items():
         try:
             if not stat.S_ISREG(os.lstat(path / name).st_mode):  # a link might lead anywhere
                 raise CheckpointError(f"{path}: {name} is not a regular file")
+            if not (path / name).resolve().is_relative_to(inside):
+                raise CheckpointError(f"{path}: {name} is in another folder, by a link")
             size, digest = _fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(f"{path}: {name}: {error.strerror}") from None
@@ -287,7 +290,7 @@ class Checkpointer:
                 self._begin(temporary / _ARRAYS, trees.unflatten(stored))
         except Exception as error:
             self._writer = None  # what an error left of it is not relied on
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             raise CheckpointError(_not_written(final, error)) from None
         self._thread = threading.Thread(
             target=self._finish, args=(temporary, final, manifest), name="checkpoint"
@@ -317,6 +320,11 @@ class Checkpointer:
             for later in _steps(self._workdir):
                 if later > step:
                     _delete(step_dir(self._workdir, later))
+
+    def check(self) -> None:
+        """Raises CheckpointError if a write has failed by now; waits for none."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when nothing is being written; raises CheckpointError if that failed."""
@@ -362,7 +370,7 @@ class Checkpointer:
             _put_in_place(temporary, final)
         except Exception as error:
             self._writer = None
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             self._error = CheckpointError(_not_written(final, error))
             return
         try:
@@ -452,6 +460,21 @@ def _clear_leftovers(folder: pathlib.Path) -> None:
                 path.rename(whole)
         elif path.name.startswith(_TEMPORARY):
             shutil.rmtree(path)
+
+
+def _discard(temporary: pathlib.Path) -> None:
+    """Removes what a failed save has left, until it stays away.
+
+    The writes beside the one that failed are not waited for by Orbax; those under way end all the
+    same, and make their folders anew.
+    """
+    gone = 0
+    for _ in range(40):
+        shutil.rmtree(temporary, ignore_errors=True)
+        time.sleep(0.05)
+        gone = 0 if temporary.exists() else gone + 1
+        if gone == 4:
+            return
 
 
 def _put_in_place(temporary: pathlib.Path, final: pathlib.Path) -> None:

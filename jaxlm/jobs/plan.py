@@ -14,7 +14,7 @@ import numpy as np
 from jaxlm.analysis import flops, roofline
 from jaxlm.analysis.hlo import Collective
 from jaxlm.analysis.memory import LayerBytes
-from jaxlm.core.config import FLAG, ConfigError, flatten
+from jaxlm.core.config import FLAG, ConfigError, as_typed, flatten
 from jaxlm.models import kinds
 from jaxlm.models.backends import Choice, choose_linear
 from jaxlm.train import estimates
@@ -103,7 +103,7 @@ def nearest(cfg: RunConfig, found: Sequence[Candidate], most_bytes: float) -> Ca
 def changes(before: RunConfig, after: RunConfig) -> list[str]:
     """The flags that make `after` of `before`."""
     old, new = flatten(before), flatten(after)
-    return [f"{FLAG}{path}={new[path]}" for path in new if new[path] != old[path]]
+    return [f"{FLAG}{path}={as_typed(new[path])}" for path in new if new[path] != old[path]]
 
 
 def least_time(

@@ -51,7 +51,9 @@ def matcher_of(flags: Any, tokenizer: Tokenizer) -> Matcher | None:
     try:
         text = pathlib.Path(flags.json_schema).read_text(encoding="utf-8")
         schema = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"--json_schema={flags.json_schema}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--json_schema={flags.json_schema}: {error}") from None
     return match_json_schema(schema, tokenizer)
 

@@ -6,6 +6,7 @@ same command goes on from its checkpoint. submitit writes the batch script and t
 
 import contextlib
 import functools
+import io
 import os
 import pathlib
 import shutil
@@ -65,15 +66,15 @@ def main(launch: Launch) -> int:
             folder=folder, cluster=flags.launcher, slurm_max_num_timeout=MOST_STARTS
         )
         executor.update_parameters(**parameters(flags))
-        with executor.batch():
+        # submitit prints what it then raises.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             jobs = [executor.submit(Command(command, flags.nodes)) for command in commands]
     except (RuntimeError, OSError, FailedJobError) as error:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # it is kept where something else is in it
                 folder.parent.rmdir()
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"--launcher={flags.launcher}: {reason}") from None
+        raise ConfigError(f"--launcher={flags.launcher}: {reason_of(error)}") from None
     for job, command in zip(jobs, commands, strict=True):
         print(f"job {job.job_id}  launch.py {' '.join(command)}")
         print(f"    log    {job.paths.stdout}")
@@ -81,6 +82,12 @@ def main(launch: Launch) -> int:
         ids = ",".join(job.job_id for job in jobs)
         print(f"    state  squeue -j {ids}        end  scancel {ids}")
     return 0
+
+
+def reason_of(error: Exception) -> str:
+    """One line of it; of many, as sbatch writes them, the last sums them up."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[-1].split())[:300] if lines else "it failed and did not say why"
 
 
 def parameters(flags: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.core.config import as_typed
 from jaxlm.reports import page
 from jaxlm.reports.curves import LINE_COLOURS, Curve, chart, cropped_limits, smoothed
 from jaxlm.reports.style import css_colour
@@ -13,6 +14,7 @@ from jaxlm.reports.tables import print_table
 
 ABSENT = "-"
 _UNCOMPARABLE = "*"  # marks a column whose numbers must not be held against each other
+_NO_FIELD = object()  # of this kind of model: no value, and not none either
 _LONGEST_SETTING = 48  # characters of a config value in the tables
 
 
@@ -126,7 +128,7 @@ def differences(runs: Sequence[ComparedRun]) -> list[list[str]]:
     fields = dict.fromkeys(name for run in runs for name in run.config)
     rows = []
     for field in fields:
-        values = [run.config.get(field) for run in runs]
+        values = [run.config.get(field, _NO_FIELD) for run in runs]
         if any(value != values[0] for value in values):
             rows.append([field, *map(_setting, values)])
     return rows
@@ -175,11 +177,9 @@ def _known(runs: Sequence[ComparedRun], field: str) -> list[Any]:
 
 def _setting(value: Any) -> str:
     """A config value as it is given on the command line; a long one is cut."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ",".join(map(_setting, value)) or "(none)"
-    text = repr(value)[1:-1] if isinstance(value, str) else str(value)
+    if value is _NO_FIELD:
+        return ABSENT
+    text = "(none)" if value == () else repr(as_typed(value))[1:-1]
     return text if len(text) <= _LONGEST_SETTING else f"{text[: _LONGEST_SETTING - 3]}..."
 
 

@@ -129,7 +129,7 @@ MESSAGES = [
     ({"model.num_layers": "two"}, "--config.model.num_layers=two: expected int, got 'two'"),
     ({"model.num_layers": "2.0"}, "--config.model.num_layers=2.0: expected int, got '2.0'"),
     ({"model.num_layers": 2.0}, "--config.model.num_layers=2.0: expected int, got 2.0"),
-    ({"model.num_layers": True}, "--config.model.num_layers=True: expected int, got True"),
+    ({"model.num_layers": True}, "--config.model.num_layers=true: expected int, got True"),
     ({"model.num_layers": ""}, "--config.model.num_layers=: expected int, got ''"),
     ({"model.num_kv_heads": "x"}, "--config.model.num_kv_heads=x: expected int or none, got 'x'"),
     ({"model.norm": "batch"}, "--config.model.norm=batch: expected one of rms, layer, got 'batch'"),
@@ -167,6 +167,33 @@ def test_a_refused_combination_names_every_flag_that_took_part():
         "--config.model.num_heads=6 --config.model.num_kv_heads=4: "
         "num_heads=6 must be a multiple of num_kv_heads=4"
     )
+
+
+def test_a_refusal_leaves_out_the_flags_that_had_no_part_in_it_and_shows_them_as_typed():
+    others = {"model.bias": "true", "model.path": "x", "model.name": "model"}
+    with pytest.raises(ConfigError) as refused:
+        apply_overrides(RunConfig(), {**others, "model.num_kv_heads": "0_3", "model.norm": "layer"})
+    assert str(refused.value) == (
+        "--config.model.num_kv_heads=0_3: num_heads=8 must be a multiple of num_kv_heads=3"
+    )
+
+    @dataclasses.dataclass(frozen=True)
+    class Refusing:
+        bias: bool = False
+        data: tuple[float, ...] = ()
+
+        def __post_init__(self):
+            raise ValueError(self.message)
+
+    config = object.__new__(Refusing)
+    for message, named in (
+        ("bias of data.order", "--config.bias=true"),
+        ("data must rise", "--config.data=0,1"),
+        ("not unbiased", "--config.bias=true --config.data=0,1"),  # of neither: all are named
+    ):
+        Refusing.message = message
+        with pytest.raises(ConfigError, match=f"^{named}: {message}$"):
+            apply_overrides(config, {"bias": True, "data": (0, 1)})
 
 
 def test_a_number_too_large_for_a_float_is_refused_as_any_other():

@@ -148,7 +148,9 @@ FLAGS = {
     "--experiment=warmup --config.scale=huge": ["--config.scale=huge", "small"],
     "--experiment=warmup --config.clip_norm=-1": ["clip_norm=-1", "above 0"],
     "--experiment=copy_task --config.peak_lr=0": ["peak_lr=0", "above 0"],
-    "--experiment=copy_task --config.num_layers=0": ["num_layers", "at least 1"],
+    "--experiment=copy_task --config.num_layers=0": [
+        "--config.num_layers=0: num_layers=0 must be at least 1"
+    ],
     "--experiment=lora_rank --config.alpha=0": ["alpha=0", "above 0"],
     "--experiment=lora_rank --config.full_lr=1e300": ["full_lr", "float32"],
     "--experiment=grad_norm_depth --config.adam_b2=1": ["adam_b2=1", "below 1"],
@@ -351,6 +353,7 @@ RUNS = {
         ["--job=tokenizer", "--config.tokenizer.vocab_size=300"],
         ["--workdir", "config.json"],
     ),
+    "all studies in a run": (nothing, ["--experiment=all"], ["holds a run", "all studies"]),
     "a study in a run": (nothing, ["--experiment=warmup"], ["not a config of --experiment=warmup"]),
     "a sweep in a run": (
         lambda folder: put(

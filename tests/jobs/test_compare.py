@@ -142,6 +142,12 @@ def test_the_plain_table_is_aligned_and_the_differing_fields_follow(tmp_path, ca
         ["data.path", "none", "my text.txt"],
         ["optim.peak_lr", rate, "0.02"],
     ]
+    other = write_run(tmp_path / "other", {"model.kind": "gru"})
+    compare(a, other)
+    lines = capsys.readouterr().out.split("Where the configs differ:\n\n")[1].splitlines()
+    shown = {line.split()[0]: line.split()[1:] for line in lines}
+    assert shown["model.causal"] == ["true", "-"] and shown["model.kind"] == ["transformer", "gru"]
+    assert shown["model.window"] == ["none", "-"], "none is a value"
     same = write_run(tmp_path / "same")
     compare(a, same)
     assert "The configs are the same." in capsys.readouterr().out

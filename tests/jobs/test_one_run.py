@@ -18,7 +18,7 @@ from job_runs import (
 )
 
 from jaxlm.io import checkpoints
-from jaxlm.jobs import sample
+from jaxlm.jobs import sample, train
 from jaxlm.models.transformer import build
 
 SHORT = ["--config.train.num_steps=8", "--config.train.save_every=8"]
@@ -146,13 +146,25 @@ ABSURD = ["--config.optim.name=sgd", "--config.optim.peak_lr=1e30", "--config.op
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(launch, config, tmp_path):
-    outcome = launch(config, *ABSURD, f"--workdir={tmp_path}/run")
+    fewer_operations = "--config.model.dropout=0"  # which are run one by one
+    outcome = launch(config, *ABSURD, fewer_operations, f"--workdir={tmp_path}/run")
     assert outcome.code == 1, outcome
     assert outcome.err.count("\n") == 1 and outcome.err.startswith("launch.py: step ")
     assert "peak_lr" in outcome.err and "on_nonfinite=skip" in outcome.err
     last = records(tmp_path / "run/metrics.jsonl")[-1]
     assert last["finite"] is False and f"step {last['step']}:" in outcome.err
     assert not (tmp_path / "run/summary.json").exists()
+    found = checkpoints.newest_good(tmp_path / "run")
+    kept = f"step {found[1]['step']} is saved" if found else "no step was saved before it"
+    assert kept in outcome.err and f"python launch.py --workdir={tmp_path}/run" in outcome.err
+
+
+def test_an_import_that_the_end_of_the_process_breaks_off_is_silent(monkeypatch):
+    def broken_off():
+        raise RuntimeError("cannot import after the end")
+
+    monkeypatch.setattr(checkpoints, "preload", broken_off)
+    train._preload()
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(launch, config, tmp_path):

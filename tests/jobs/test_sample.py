@@ -78,7 +78,7 @@ def test_texts_that_must_match(launch, finished, tmp_path):
     assert outcome.code == 2 and "no token of this vocabulary" in outcome.err
     for flags, said in (
         (["--regex=(a"], "regex: unclosed group"),
-        ([f"--json_schema={tmp_path}/none.json"], "none.json: [Errno 2]"),
+        ([f"--json_schema={tmp_path}/none.json"], "none.json: No such file or directory\n"),
         (["--regex=a", f"--json_schema={schema}"], "--regex and --json_schema"),
     ):
         outcome = launch(*sample, *flags)

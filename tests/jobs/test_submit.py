@@ -67,6 +67,26 @@ def test_what_would_fail_later_is_refused_before_anything_is_submitted(flags, ov
         submit.main(launch)
 
 
+def test_what_sbatch_says_is_one_line(tmp_path):
+    """A cluster whose controller does not answer; nothing of the submission stays."""
+    pytest.importorskip("submitit")
+    said = ["error: no status", "error: Batch job submission failed: connect failure"]
+    for name, lines in (("sbatch", said), ("srun", [])):
+        says = "".join(f"echo 'sbatch: {line}' >&2\n" for line in lines)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{says}exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "launch.py", "--launcher=slurm", f"--workdir={tmp_path}/new/run"],
+        cwd=ROOT,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == f"launch.py: --launcher=slurm: sbatch: {said[1]}\n"
+    assert not (tmp_path / "new" / "run").exists()
+
+
 def launch(workdir, text, *flags, **env):
     """Submits a tiny run that never ends by itself; returns what was printed."""
     command = [sys.executable, "launch.py", f"--workdir={workdir}", f"--config.data.path={text}"]

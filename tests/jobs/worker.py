@@ -8,6 +8,7 @@ itself draws them.
 """
 
 import contextlib
+import gc
 import importlib.util
 import io
 import json
@@ -70,5 +71,6 @@ if __name__ == "__main__":
     spec = importlib.util.spec_from_file_location("launcher", ROOT / "launch.py")
     launcher = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(launcher)
+    gc.set_threshold(50_000, 20, 20)  # as in tests/conftest.py
     for line in sys.stdin:
         print(json.dumps(answer(launcher, **json.loads(line))), flush=True)
