@@ -41,83 +41,80 @@ _FLAGS = [
     flags.DEFINE_string("sweep", None, "Train all runs of a .py file with get_sweep()."),
     flags.DEFINE_integer("sweep_index", None, "sweep: only this run, from 0.", lower_bound=0),
     flags.DEFINE_string("workdir", None, "The folder of the run; compare: of compare.html."),
+    flags.DEFINE_string("checkpoint", "newest", "newest or best."),
+    flags.DEFINE_string("topology", "local", "For what: local, or a slice as v5e:4x4."),
+    flags.DEFINE_bool("plan", False, "Find micro-batch, remat and mesh."),
+    flags.DEFINE_bool("shrink", False, "A small model of the same kind."),
+    flags.DEFINE_list("runs", [], "The folders of runs, joined by commas."),
     flags.DEFINE_string(
-        "checkpoint", "newest", "evaluate, export, sample, chat, inspect: newest, best."
-    ),
-    flags.DEFINE_string("topology", "local", "compile: for what; local, or a slice as v5e:4x4."),
-    flags.DEFINE_bool("plan", False, "compile: find micro-batch, remat and mesh."),
-    flags.DEFINE_bool("shrink", False, "check_layouts: a small model of the same kind."),
-    flags.DEFINE_list("runs", [], "compare: the folders of runs, joined by commas."),
-    flags.DEFINE_string(
-        "coordinator", None, "train in several processes: HOST:PORT of process 0, or auto."
+        "coordinator", None, "In several processes: HOST:PORT of process 0, or auto."
     ),
     flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1),
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0),
     flags.DEFINE_string(
         "launcher", None, "slurm: as a job of the cluster; local: of this machine."
     ),
-    flags.DEFINE_string("partition", None, "slurm: where to run."),
-    flags.DEFINE_integer(
-        "minutes", 60, "launcher: of a job; it goes on in another.", lower_bound=5
-    ),
-    flags.DEFINE_integer("gpus", None, "launcher: of a node.", lower_bound=0),
-    flags.DEFINE_integer("cpus", None, "launcher: cores of a node.", lower_bound=1),
-    flags.DEFINE_integer("nodes", 1, "launcher: with a process on each.", lower_bound=1),
-    flags.DEFINE_bool("array", False, "launcher: each run of a sweep in a job of its own."),
-    flags.DEFINE_string("output", "text", "compare, evaluate, inspect: text or json."),
-    flags.DEFINE_string("source", None, "import: a Hugging Face or PEFT folder, or a GGUF file."),
-    flags.DEFINE_string("target", None, "export: the folder to make; explain: the page."),
-    flags.DEFINE_string("format", "safetensors", "export: safetensors, or peft: adapters alone."),
-    flags.DEFINE_string("prompt", "\n", "sample: the text to go on from; explain: to look at."),
-    flags.DEFINE_string("system", None, "chat: what the model is told first."),
+    flags.DEFINE_string("partition", None, "Where SLURM is to run it."),
+    flags.DEFINE_integer("minutes", 60, "Of a job; it goes on in another.", lower_bound=5),
+    flags.DEFINE_integer("gpus", None, "Of a node.", lower_bound=0),
+    flags.DEFINE_integer("cpus", None, "Cores of a node.", lower_bound=1),
+    flags.DEFINE_integer("nodes", 1, "With a process on each.", lower_bound=1),
+    flags.DEFINE_bool("array", False, "Each run of a sweep in a job of its own."),
+    flags.DEFINE_string("output", "text", "text or json."),
+    flags.DEFINE_string("source", None, "A Hugging Face or PEFT folder, or a GGUF file."),
+    flags.DEFINE_string("target", None, "The folder to make, or the page of explain."),
+    flags.DEFINE_string("format", "safetensors", "safetensors, or peft: adapters alone."),
+    flags.DEFINE_string("prompt", "\n", "The text to go on from, or to look at."),
+    flags.DEFINE_string("system", None, "What the model is told first."),
     flags.DEFINE_integer(
         "context",
         None,
-        "chat: tokens the model looks back on; by default all it can.",
+        "Tokens the model looks back on; by default all it can.",
         lower_bound=4,
     ),
     flags.DEFINE_integer(
         "num_tokens",
         300,
-        "sample: how many tokens to write; chat: at most.",
+        "How many tokens to write; of chat, at most.",
         lower_bound=1,
         upper_bound=2**20,
     ),
-    flags.DEFINE_integer(
-        "num_samples", 1, "sample: how many texts.", lower_bound=1, upper_bound=2**12
-    ),
+    flags.DEFINE_integer("num_samples", 1, "How many texts.", lower_bound=1, upper_bound=2**12),
     flags.DEFINE_float(
-        "temperature", 0.8, "sample: 0 takes the likeliest token.", lower_bound=0, upper_bound=1e6
+        "temperature", 0.8, "0 takes the likeliest token.", lower_bound=0, upper_bound=1e6
     ),
-    flags.DEFINE_integer("top_k", None, "sample: only the k likeliest tokens.", lower_bound=1),
-    flags.DEFINE_float("top_p", None, "sample: only the likeliest with this joint probability."),
-    flags.DEFINE_float("min_p", None, "sample: only tokens this likely beside the likeliest."),
-    flags.DEFINE_float("repetition_penalty", None, "sample: above 1 shuns what the text holds."),
-    flags.DEFINE_list("logit_bias", [], "sample: ID:BIAS,..., added to logits; -inf forbids."),
-    flags.DEFINE_string("stop", None, "sample: what ends a text, or none; an import has its own."),
+    flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens.", lower_bound=1),
+    flags.DEFINE_float("top_p", None, "Only the likeliest with this joint probability."),
+    flags.DEFINE_float("min_p", None, "Only tokens this likely beside the likeliest."),
+    flags.DEFINE_float("repetition_penalty", None, "Above 1 shuns what the text holds."),
+    flags.DEFINE_list("logit_bias", [], "ID:BIAS,..., added to logits; -inf forbids."),
+    flags.DEFINE_string("stop", None, "What ends a text, or none; an import has its own."),
     flags.DEFINE_integer(
-        "beam_width", None, "sample: search for the likeliest text, this wide.", lower_bound=1
+        "beam_width", None, "Search for the likeliest text, this wide.", lower_bound=1
     ),
-    flags.DEFINE_float("length_penalty", 1.0, "beam: score = log-probability / length^this."),
-    flags.DEFINE_string("draft", None, "sample: a run or files whose model proposes tokens."),
+    flags.DEFINE_float("length_penalty", 1.0, "Of a beam: score = log-probability / length^this."),
+    flags.DEFINE_string("draft", None, "A run or files whose model proposes tokens."),
     flags.DEFINE_integer(
-        "draft_layers", None, "sample: the model's own first layers propose.", lower_bound=1
+        "draft_layers", None, "The model's own first layers propose.", lower_bound=1
     ),
     flags.DEFINE_integer(
-        "draft_tokens", 4, "draft: so many at a time.", lower_bound=1, upper_bound=64
+        "draft_tokens", 4, "A draft proposes so many at a time.", lower_bound=1, upper_bound=64
     ),
-    flags.DEFINE_string("regex", None, "sample: only texts that match this from end to end."),
-    flags.DEFINE_string("json_schema", None, "sample: only JSON that this file's schema accepts."),
+    flags.DEFINE_string("regex", None, "Only texts that match this from end to end."),
+    flags.DEFINE_string("json_schema", None, "Only JSON that this file's schema accepts."),
     flags.DEFINE_integer(
         "seed",
         0,
-        "sample: of the random draws; verify_resume: of the moments.",
+        "Of the random draws; of verify_resume, of the moments.",
         lower_bound=0,
         upper_bound=2**31 - 1,
     ),
-    flags.DEFINE_integer("kills", 20, "verify_resume: how often a run is killed.", lower_bound=1),
-    flags.DEFINE_integer("steps", 96, "verify_resume: how many steps a run has.", lower_bound=8),
+    flags.DEFINE_integer("kills", 20, "How often a run is killed.", lower_bound=1),
+    flags.DEFINE_integer("steps", 96, "How many steps a run has.", lower_bound=8),
 ]
+for _name, _readers in jobs.READ_BY.items():
+    _by = ", ".join("launcher" if reader == "submit" else reader for reader in _readers)
+    flags.FLAGS[_name].help = f"{_by}: {flags.FLAGS[_name].help}"
 
 
 def parse(argv: list[str]) -> dict[str, str]:

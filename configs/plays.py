@@ -31,7 +31,7 @@ def get_config() -> RunConfig:
             momentum=0.9,
             schedule="warmup_stable_decay",
             warmup_steps=0,
-            decay_steps=200,
+            decay_ratio=0.5,
             min_lr_ratio=0.0,
             weight_decay=0.0,
             clip_norm=None,

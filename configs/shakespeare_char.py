@@ -1,4 +1,4 @@
-"""A 0.8 M character model of one text file, context 64, in about a minute on two cores.
+"""A character model of 0.8 M parameters, of one text file; about a minute on two cores.
 
     python launch.py --config=configs/shakespeare_char.py --config.data.path=tinyshakespeare.txt
 
@@ -32,7 +32,7 @@ def get_config() -> RunConfig:
             momentum=0.9,
             schedule="warmup_stable_decay",
             warmup_steps=0,
-            decay_steps=147,
+            decay_ratio=0.67,
             min_lr_ratio=0.0,
             weight_decay=0.0,
             clip_norm=None,

@@ -39,5 +39,12 @@ def check_multiple(config: Any, name: str, of: str) -> None:
         raise ValueError(f"{name}={value} must be a multiple of {of}={unit}")
 
 
+def check_at_most(config: Any, name: str, of: str) -> None:
+    """One field is no more than another."""
+    value, most = getattr(config, name), getattr(config, of)
+    if value > most:
+        raise ValueError(f"{name}={value} must be at most {of}={most}")
+
+
 def _fields(config: Any) -> list[tuple[str, Any]]:
     return [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]

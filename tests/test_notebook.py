@@ -1,10 +1,49 @@
 """The Colab notebook, run from top to bottom on this machine."""
 
+import importlib.metadata
+import json
 import pathlib
+import re
+import subprocess
 
 import pytest
 
+from experiments import STUDIES
+
 NOTEBOOK = pathlib.Path(__file__).parents[1] / "experiments" / "colab.ipynb"
+
+
+def cell_with(text: str) -> str:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    [source] = [cell["source"] for cell in cells if text in cell["source"]]
+    return source
+
+
+def test_what_is_cloned_is_installed_though_its_folder_has_the_name(tmp_path, monkeypatch):
+    """As on Colab: from an address, into the folder that Python imports from."""
+    commands = []
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    def run(command, check):
+        commands.append(command)
+        if command[0] == "git":
+            (tmp_path / "jaxlm" / "jaxlm").mkdir(parents=True)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    exec(cell_with('"clone"'), {"SOURCE": "https://example.org/jaxlm"})
+    assert [command[0] == "git" for command in commands] == [True, False]
+    assert commands[1][1:4] == ["-m", "pip", "install"]
+    assert commands[1][-1].startswith(str(tmp_path / "jaxlm"))
+
+
+def test_every_study_can_be_chosen():
+    [choices] = re.findall(r"STUDY = .*@param \[(.*)\]", cell_with("STUDY ="))
+    assert {choice.strip(' "') for choice in choices.split(",")} == set(STUDIES)
 
 
 @pytest.mark.slow

@@ -84,6 +84,15 @@ def test_the_first_two_lines_are_what_ci_installs_and_runs():
     assert "launch.py" in (ROOT / "tests/test_smoke.py").read_text(encoding="utf-8")
 
 
+def test_the_library_in_thirty_lines_learns_its_text(capsys):
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 30
+    exec(code, {"__name__": "readme"})
+    loss, text = capsys.readouterr().out.splitlines()
+    assert float(loss.removeprefix("loss ")) < 0.3
+    assert text.startswith("to be")
+
+
 def test_modules_and_files_it_names_are_there():
     for module in re.findall(r"python -m ([\w.]+)", README):
         assert importlib.util.find_spec(module), module

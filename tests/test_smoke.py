@@ -14,7 +14,6 @@ TINY = [
     "--config.model.d_model=16",
     "--config.model.num_heads=2",
     "--config.data.batch_size=4",
-    "--config.optim.decay_steps=10",
     "--config.train.num_steps=20",
     "--config.train.eval_every=20",
     "--config.train.save_every=20",

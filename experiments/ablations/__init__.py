@@ -9,7 +9,13 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from experiments.checks import check_multiple, check_not_empty, check_positive, check_rising
+from experiments.checks import (
+    check_at_most,
+    check_multiple,
+    check_not_empty,
+    check_positive,
+    check_rising,
+)
 from experiments.comparing import LEARNED, band_by, by_seed, difference, lowest_mean
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval
@@ -77,6 +83,7 @@ class Config:
             if getattr(self, name) % 2:
                 raise ValueError(f"{name}={getattr(self, name)} must be even")
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
 
 
 SCALES: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.checks import check_multiple, check_not_empty, check_positive
+from experiments.checks import check_at_most, check_multiple, check_not_empty, check_positive
 from experiments.comparing import (
     at_most,
     band,
@@ -79,6 +79,7 @@ class Config:
         check_not_empty(self)
         check_positive(self, may_be_zero=("warmup_steps",))
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
         if self.num_parts % 2:
             raise ValueError(f"num_parts={self.num_parts} must be even: half hold each text")
         if self.num_batches.bit_count() != 1:
@@ -108,7 +109,6 @@ SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "short_lengths": (32, 16, 4),
         "num_batches": 16,
-        "num_seeds": 3,
         "num_layers": 1,
         "num_steps": 100,
         "eval_every": 20,

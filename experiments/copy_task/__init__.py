@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.checks import check_multiple, check_not_empty, check_positive
+from experiments.checks import check_at_most, check_multiple, check_not_empty, check_positive
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import (
     brief,
@@ -66,6 +66,7 @@ class Config:
         if self.train_length not in self.test_lengths:
             raise ValueError(f"test_lengths must hold train_length={self.train_length}")
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
 
 
 SCALES = {
@@ -396,7 +397,7 @@ def _attention_figure(results: Results, shape: dict[str, int]) -> Figure:
         value_label="attention",
         limits=(0.0, 1.0),
         annotate=False,
-        missing="not seen: it comes later",
+        missing="comes later, not seen",
     )
 
 

@@ -282,7 +282,8 @@ def _saturation_figure(results: Results) -> Figure:
         name="saturated_units",
         title="How often each hidden unit is saturated",
         caption="The hidden units in order, from the one least often beyond 0.99 to the one most "
-        f"often, on names of the training part: {over_seeds(results)}. A unit at 1 is dead.",
+        f"often, on names of the training part: {over_seeds(results)}. A unit at 1 is dead. Before "
+        "training the two loud starts are the same.",
         x_label="share of the units",
         y_label="share of its values beyond 0.99",
         y_limits=(0.0, 1.02),
@@ -299,9 +300,9 @@ def _symmetry_figure(results: Results) -> Figure:
         maps,
         name="first_gradient",
         title="The first gradient of the head, unit by unit",
-        caption="Each column is a hidden unit, each row a character that it speaks for (\\n ends "
-        "a name). From equal weights all columns are the same, and from zeros all are zero: the "
-        "units stay one unit. Seed 0.",
+        caption="Each column is one of the first hidden units, each row a character that it speaks "
+        "for (\\n ends a name). From equal weights all columns are the same, from zeros all are "
+        "zero: the units stay one unit. Seed 0.",
         row_labels=[name for (name,) in by_character],
         column_labels=range(1, maps[0][1].shape[1] + 1),
         x_label="hidden unit",

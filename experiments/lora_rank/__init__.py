@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments import base
-from experiments.checks import check_multiple, check_positive
+from experiments.checks import check_at_most, check_multiple, check_positive
 from experiments.comparing import by_seed, difference, weigh_all
 from experiments.library import MODULES
 from experiments.lora_rank import figures, readings
@@ -104,6 +104,7 @@ class Config:
             raise ValueError(f"other_lrs={rates} must differ, and from {self.lora_lr}")
         check_positive(self, may_be_zero=("warmup_steps", "min_delta"))
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
 
 
 SCALES: dict[str, dict[str, Any]] = {

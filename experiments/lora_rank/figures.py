@@ -39,7 +39,7 @@ def _trained(of: Results) -> str:
 
 
 def _over_seeds(results: Results) -> str:
-    return f"Means with 95% t intervals over {results.config['num_seeds']} seeds."
+    return f"{comparing.over_seeds(results).capitalize()}."
 
 
 def _by_rank(results: Results, metric: str, domain: str) -> list[Band]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.checks import check_multiple, check_not_empty, check_positive
+from experiments.checks import check_at_most, check_multiple, check_not_empty, check_positive
 from experiments.comparing import (
     at_most,
     band,
@@ -66,6 +66,7 @@ class Config:
         check_not_empty(self)
         check_positive(self, may_be_zero=("warmup_steps",))
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
         check_multiple(self, "context_length", "bin_size")
         check_multiple(self, "eval_tokens", "bin_size")
         if self.times < 3:
@@ -74,7 +75,6 @@ class Config:
 
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
-        "num_seeds": 3,
         "d_model": 32,
         "context_length": 32,
         "bin_size": 8,

@@ -200,9 +200,14 @@ def _kind(x: Any) -> str | None:
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     if not jnp.issubdtype(dtype, jnp.inexact):
         return None
-    if bool(jnp.all(jnp.isfinite(x))):
-        return None
-    return "nan" if bool(jnp.any(jnp.isnan(x))) else "inf"
+    is_finite, has_nan = map(bool, _look(x))
+    return None if is_finite else "nan" if has_nan else "inf"
+
+
+@jax.jit
+def _look(x: Any) -> tuple[Any, Any]:
+    """One program for each shape, of which a step has many."""
+    return jnp.all(jnp.isfinite(x)), jnp.any(jnp.isnan(x))
 
 
 def _source(eqn: Any) -> str:

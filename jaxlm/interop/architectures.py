@@ -372,7 +372,8 @@ def _same_layers(values: dict[str, Any], where: str) -> dict[str, Any]:
     kinds = values.pop("layer_types", None)
     if kinds is None and uses:
         first, layers = values.get("max_window_layers", 28), values.get("num_hidden_layers", 0)
-        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+        kinds = ["full_attention"] * (min(first, layers) > 0)
+        kinds += ["sliding_attention"] * (layers > first)
     kinds = set(kinds or [])
     if kinds - {"full_attention", "sliding_attention"} or len(kinds) > 1:
         raise ConfigError(

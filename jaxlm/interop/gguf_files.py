@@ -136,7 +136,7 @@ def config_from_gguf(file: GgufFile) -> TransformerConfig:
 
 def _shortest(value: float) -> float:
     """The number that was meant by a float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+    return float(str(np.float32(value))) if abs(value) < 3.4e38 else value
 
 
 def _package() -> Any:

@@ -21,6 +21,7 @@ import shutil
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -48,12 +49,7 @@ class CheckpointError(ConfigError):
 
 def preload() -> Any:
     """Imports Orbax, some 0.4 s; a program may call this from a thread while it does other work."""
-    try:
-        import orbax.checkpoint
-    except RuntimeError as error:
-        if "shutdown" not in str(error):
-            raise
-        return None  # the program ends meanwhile, and says why itself
+    import orbax.checkpoint
 
     _quieten_orbax()
     return orbax.checkpoint
@@ -120,11 +116,13 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
       CheckpointError: a file is missing or differs, or the manifest does.
     """
     path = pathlib.Path(path)
-    manifest = read_manifest(path)
+    manifest, inside = read_manifest(path), path.resolve()
     for name, written in manifest["files"].items():
         try:
             if not stat.S_ISREG(os.lstat(path / name).st_mode):  # a link might lead anywhere
                 raise CheckpointError(f"{path}: {name} is not a regular file")
+            if not (path / name).resolve().is_relative_to(inside):
+                raise CheckpointError(f"{path}: {name} is in another folder, by a link")
             size, digest = _fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(f"{path}: {name}: {error.strerror}") from None
@@ -292,7 +290,7 @@ class Checkpointer:
                 self._begin(temporary / _ARRAYS, trees.unflatten(stored))
         except Exception as error:
             self._writer = None  # what an error left of it is not relied on
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             raise CheckpointError(_not_written(final, error)) from None
         self._thread = threading.Thread(
             target=self._finish, args=(temporary, final, manifest), name="checkpoint"
@@ -322,6 +320,11 @@ class Checkpointer:
             for later in _steps(self._workdir):
                 if later > step:
                     _delete(step_dir(self._workdir, later))
+
+    def check(self) -> None:
+        """Raises CheckpointError if a write has failed by now; waits for none."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when nothing is being written; raises CheckpointError if that failed."""
@@ -367,7 +370,7 @@ class Checkpointer:
             _put_in_place(temporary, final)
         except Exception as error:
             self._writer = None
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             self._error = CheckpointError(_not_written(final, error))
             return
         try:
@@ -376,6 +379,9 @@ class Checkpointer:
             self._error = error
 
     def _delete_unneeded(self, just_written: int) -> None:
+        for path in (self._workdir / FOLDER).glob(f"{_TEMPORARY}*"):
+            # On NFS a folder stays until those who read it, such as an evaluation, are done.
+            shutil.rmtree(path, ignore_errors=True)
         manifests = _readable(self._workdir)
         keep = {just_written, *sorted(manifests)[-self._keep_last :]}
         keep.update(_ranking(manifests, self._metric)[: self._keep_best])
@@ -400,9 +406,9 @@ def _delete(path: pathlib.Path) -> None:
     doomed = path.with_name(_TEMPORARY + path.name)
     try:
         path.rename(doomed)  # so that no reader finds half of it
-        shutil.rmtree(doomed)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be deleted: {_reason(error)}") from None
+    shutil.rmtree(doomed, ignore_errors=True)  # else by the next save, see _delete_unneeded
 
 
 def _steps(workdir: str | os.PathLike) -> list[int]:
@@ -456,7 +462,22 @@ def _clear_leftovers(folder: pathlib.Path) -> None:
             else:
                 path.rename(whole)
         elif path.name.startswith(_TEMPORARY):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _discard(temporary: pathlib.Path) -> None:
+    """Removes what a failed save has left, until it stays away.
+
+    The writes beside the one that failed are not waited for by Orbax; those under way end all the
+    same, and make their folders anew.
+    """
+    gone = 0
+    for _ in range(40):
+        shutil.rmtree(temporary, ignore_errors=True)
+        time.sleep(0.05)
+        gone = 0 if temporary.exists() else gone + 1
+        if gone == 4:
+            return
 
 
 def _put_in_place(temporary: pathlib.Path, final: pathlib.Path) -> None:

@@ -35,8 +35,7 @@ class CompileCounts:
         compiled = self.programs - self.from_cache
         programs = "program" if self.from_cache == 1 else "programs"
         return (
-            f"compile: {self.seconds:.1f} s "
-            f"({self.from_cache} {programs} from cache, {compiled} compiled)"
+            f"{self.seconds:.1f} s ({self.from_cache} {programs} from cache, {compiled} compiled)"
         )
 
 

@@ -48,8 +48,11 @@ class MetricLog:
             raise ConfigError(f"{self._path}: cannot be written: {error.strerror}") from None
 
     def sync(self) -> None:
-        """Returns when every record is on the disk."""
-        os.fsync(self._file.fileno())
+        """Returns when every record is on the disk; ConfigError where it takes no more."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise ConfigError(f"{self._path}: cannot be written: {error.strerror}") from None
 
     def close(self) -> None:
         self._file.close()

@@ -26,7 +26,7 @@ from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import Batch
 from jaxlm.jobs import Launch, plan
 from jaxlm.jobs.configs import launch_config
-from jaxlm.jobs.devices import memory_of
+from jaxlm.jobs.devices import free_bytes
 from jaxlm.jobs.memory_table import (
     compiled_bytes,
     show_compiled,
@@ -47,6 +47,7 @@ from jaxlm.train.state import TrainState
 # The name of a slice with so many chips, as a TPU machine has it in its environment: versions 4
 # and 5p count cores, two a chip.
 SLICES = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
+SOME_VOCABULARY = 256
 MOST_COMPILED = 3  # candidates of a plan
 
 
@@ -64,15 +65,18 @@ class DoesNotFitError(Exception):
 def main(launch: Launch) -> int:
     devices = topology_devices(launch.flags.topology)
     cfg, name = launch_config(launch)
+    known = cfg.model.vocab_size or cfg.tokenizer.vocab_size
     cfg = with_some_vocabulary(cfg)
     if cfg.train.parallel == "pmap":
         raise ConfigError(f"{FLAG}train.parallel=pmap: only jit is compiled ahead")
     specs = kinds.param_specs(cfg.model)
     layout = layout_of(cfg, specs, devices)
-    limit = memory_of(layout)
+    limit = free_bytes(layout.mesh.devices.flat)
     backends = backends_of(cfg, layout, platform_of(layout))
     attention = backends.attention
     print(f"config    {name}: {params_lib.count_params(specs):,} parameters")
+    if known is None:
+        print(f"          with {SOME_VOCABULARY} ids, no text is read: {FLAG}model.vocab_size=")
     kind = devices[0].device_kind
     print(f"devices   {layout.mesh.size} of {len(devices)} {kind}: {layout.description}")
     print(f"attention {backends}", flush=True)
@@ -200,8 +204,8 @@ def topology_devices(name: str) -> list[Any]:
 
 
 def with_some_vocabulary(cfg: RunConfig) -> RunConfig:
-    """`cfg` with a vocabulary size even where only the text would tell: then it is 256."""
-    size = cfg.model.vocab_size or cfg.tokenizer.vocab_size or 256
+    """`cfg` with a vocabulary size even where only the text would tell: SOME_VOCABULARY."""
+    size = cfg.model.vocab_size or cfg.tokenizer.vocab_size or SOME_VOCABULARY
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=size))
 
 

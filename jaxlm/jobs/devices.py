@@ -1,6 +1,8 @@
 """How a job divides the machine's processor, and what memory the devices have."""
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -8,7 +10,6 @@ from jaxlm.analysis import roofline
 from jaxlm.core.config import ConfigError
 from jaxlm.io import host_memory
 from jaxlm.jobs.long_texts import num_cores
-from jaxlm.train.layouts import Layout
 
 
 def one_cpu_device_per_core() -> None:
@@ -44,13 +45,13 @@ def force_cpu_devices(number: int) -> None:
         )
 
 
-def memory_of(layout: Layout) -> int | None:
-    """Bytes that a program may take on each device of a layout; None where it is not known.
+def free_bytes(devices: Iterable[Any]) -> int | None:
+    """Bytes that a program may take on each of these devices; None where it is not known.
 
     On a CPU what the host has free, in equal parts; of accelerators what their runtime says is
     free, and of chips that are not here what such have.
     """
-    devices = list(layout.mesh.devices.flat)
+    devices = list(devices)
     mine = [d for d in devices if d.process_index == jax.process_index()] or devices
     if mine[0].platform == "cpu":
         free = host_memory.free_bytes()

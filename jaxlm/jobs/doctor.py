@@ -1,7 +1,6 @@
 """--job=doctor: what this machine offers, what is wrong with it, and what puts it right."""
 
 import glob
-import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -12,11 +11,24 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from jaxlm.core.config import ConfigError
+from jaxlm.io.provenance import version_of
 from jaxlm.jobs import Launch
 
 GIB = 2**30
 SMALL_DISK = 2 * GIB
 LARGE_CACHE = 10 * GIB
+PACKAGES = ("jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tiktoken")
+EXTRAS = {  # of pyproject.toml, and the module that tells whether it is installed
+    "parity": "transformers",
+    "gguf": "gguf",
+    "chat": "jinja2",
+    "constrained": "llguidance",
+    "digits": "sklearn",
+    "slurm": "submitit",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "tpu-aot": "libtpu",
+}
 
 
 class Finding(NamedTuple):
@@ -44,7 +56,7 @@ def main(launch: Launch) -> int:
 def examine() -> Iterator[Finding]:
     """Everything there is to say; starts JAX's backend."""
     yield Finding("python", f"{platform.python_version()}, {platform.platform()}, {sys.executable}")
-    yield versions({name: _version(name) for name in ("jax", "jaxlib", "flax", "optax")})
+    yield versions({name: version_of(name) for name in PACKAGES})
     try:
         import jax
 
@@ -175,21 +187,8 @@ def disk(folder: pathlib.Path) -> Finding:
 
 
 def extras() -> Finding:
-    """Which optional packages are there."""
-    modules = {
-        "torch": "parity",
-        "transformers": "parity",
-        "tensorboard": "tensorboard",
-        "wandb": "wandb",
-    }
-    there = [name for name in modules if importlib.util.find_spec(name)]
-    absent = sorted({extra for name, extra in modules.items() if name not in there})
+    """Which extras are installed."""
+    there = [extra for extra, module in EXTRAS.items() if importlib.util.find_spec(module)]
+    absent = [extra for extra in EXTRAS if extra not in there]
     says = ", ".join(there) or "none"
     return Finding("extras", says + (f" (not installed: {', '.join(absent)})" if absent else ""))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -34,9 +34,12 @@ def main(launch: Launch) -> int:
             f"--workdir={folder}: a model of kind {cfg.kind} has no attention to show"
         )
     N, H = cfg.num_layers, cfg.num_heads
-    most = min(int((MOST_WEIGHTS / N / H) ** 0.5), cfg.max_positions or len(ids))
-    if not 2 <= len(ids) <= max(2, most):
-        raise ConfigError(f"--prompt: has {len(ids)} tokens, expected 2 to {most} for this model")
+    most = max(2, int((MOST_WEIGHTS / N / H) ** 0.5))
+    if cfg.max_positions:
+        most = min(most, cfg.max_positions)
+    if not 2 <= len(ids) <= most:
+        given = f"has {len(ids)} tokens" if flags["prompt"].present else "is not given"
+        raise ConfigError(f"--prompt: {given}; expected a text of 2 to {most} tokens")
     seen = jax.jit(functools.partial(explain, cfg=cfg, k=min(TOP, cfg.sizes.V)))(run.params, ids)
     seen = jax.tree.map(np.asarray, seen)
     explained = Explained(

@@ -11,10 +11,10 @@ import numpy as np
 
 from jaxlm.analysis import information_flow as flow
 from jaxlm.core.config import FLAG
-from jaxlm.io import compile_cache
+from jaxlm.io import compile_cache, host_memory
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config
-from jaxlm.jobs.room import check_memory, host_bytes, require_room
+from jaxlm.jobs.room import check_memory, require_room
 from jaxlm.jobs.setup import backends_of
 from jaxlm.models import kinds, transformer
 from jaxlm.models.backends import TOLERANCE
@@ -45,7 +45,7 @@ def main(launch: Launch) -> int:
     m = cfg.model
     require_room(
         m.context_length**2,
-        host_bytes() or 0,
+        host_memory.free_bytes(),
         f"{FLAG}model.context_length={m.context_length}: a mark for each pair of tokens",
         "lower it",
     )
@@ -65,6 +65,8 @@ def main(launch: Launch) -> int:
         print(problem or summary(finding, queries))
     if launch.workdir:
         print(f"figure    {draw(found, queries, pathlib.Path(launch.workdir))}")
+    else:
+        print("figure    none; --workdir=FOLDER draws the matrices")
     return 0 if proved else 1
 
 

@@ -29,7 +29,7 @@ from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
 from jaxlm.io.trackers import Trackers
 from jaxlm.jobs import processes
 from jaxlm.jobs.bad_steps import BadStep
-from jaxlm.jobs.room import low_disk, state_bytes
+from jaxlm.jobs.room import checkpoint_bytes, low_disk
 from jaxlm.jobs.setup import (
     Data,
     decoding_model,
@@ -135,6 +135,7 @@ class Recorder:
         num_steps = step - self._step
         self._step = step
         self._log_steps(step, num_steps, metrics)
+        self._checkpointer.check()
         if self.bad is not None and self.cfg.train.on_nonfinite != "skip":
             return True
         tokens = num_steps * self.cfg.data.batch_size * self.cfg.model.context_length
@@ -183,7 +184,7 @@ class Recorder:
             return
         self._metrics.sync()
         if not self._told_of_disk and processes.is_writer():
-            size = state_bytes(state.replace(frozen={}))
+            size = checkpoint_bytes(state.replace(frozen={}))
             if line := low_disk(self._checkpoints, 2 * size, "this checkpoint and the next"):
                 self._told_of_disk = True
                 self.note(line)
@@ -283,7 +284,7 @@ class Recorder:
         if compiled.programs:  # this call's time is mostly compilation
             self._compiled = compile_cache.counts()
             self._timings.append({"event": "compile", "step": step, **vars(compiled)})
-            self._progress.note(str(compiled))
+            self._progress.note(f"compiled  {compiled}")
             return
         self._speeds.append(tokens_per_s)
         if step % self.cfg.train.log_every == 0:

@@ -118,8 +118,14 @@ def run_module(study: ModuleType) -> ModuleType:
     return importlib.import_module(f"{study.__name__}.run")
 
 
-def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> int:
-    """Runs the cells that are not done yet, then judges and draws all of them."""
+def run_study(
+    name: str, study: ModuleType, cfg: Any, folder: pathlib.Path, flags: str | None = None
+) -> int:
+    """Runs the cells that are not done yet, then judges and draws all of them.
+
+    flags: that go on with it; by default those of this study alone.
+    """
+    flags = flags or f"--experiment={name} --workdir={folder}"
     started = time.perf_counter()
     cells = study.cells(cfg)
     with workdir.WorkdirLock(folder), stop_requests(print) as stopped:
@@ -143,7 +149,7 @@ def run_study(name: str, study: ModuleType, cfg: Any, folder: pathlib.Path) -> i
                 print(f"{label}  {record['seconds']:.1f} s", flush=True)
                 if (by := stopped()) is not None:
                     print(f"stopped   by {by.name}; finished cells are kept, go on with:")
-                    print(f"          python launch.py --experiment={name} --workdir={folder}")
+                    print(f"          python launch.py {flags}")
                     return 128 + by
         # Of all launches, and not of other studies in this process.
         programs = sum(r["programs"] for r in metric_log.read(folder / TIMINGS_FILE, _TIMING))
@@ -227,7 +233,15 @@ def run_all(launch: Launch) -> int:
     studies = importlib.import_module("experiments").STUDIES
     if launch.config or set(launch.overrides) - {"scale"}:
         raise ConfigError(f"--experiment={ALL} takes no config but {FLAG}scale")
+    if _saved_in(launch.workdir):
+        raise ConfigError(f"--workdir={launch.workdir}: holds a run; give a folder for all studies")
     root = pathlib.Path(launch.workdir) if launch.workdir else workdir.new_run_dir("runs", ALL)
+    flags = " ".join(
+        [
+            f"--experiment={ALL} --workdir={root}",
+            *(f"{FLAG}{path}={value}" for path, value in launch.overrides.items()),
+        ]
+    )
     started, entries = time.perf_counter(), []
     for name in studies:
         study, folder = open_study(name), root / name
@@ -237,7 +251,7 @@ def run_all(launch: Launch) -> int:
         except MissingPackage as missing:  # of one study: the others do not need it
             print(f"left out  {name}: {missing}")
             continue
-        code = run_study(name, study, cfg, folder)
+        code = run_study(name, study, cfg, folder, flags)
         if code:
             return code
         entries.append(folder)

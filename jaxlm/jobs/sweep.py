@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from jaxlm.io import checkpoints, compile_cache, metric_log, provenance, workdir
 from jaxlm.io.results import write_table
 from jaxlm.jobs import Launch
 from jaxlm.jobs.configs import launch_config, run_file
+from jaxlm.jobs.devices import free_bytes
 from jaxlm.jobs.recorder import PROVENANCE_FILE, TIMINGS_FILE
 from jaxlm.jobs.room import check_memory
 from jaxlm.jobs.setup import (
@@ -55,6 +55,7 @@ TABLE_FILE = "table.csv"
 POINTS, GROUPS, ROWS_FILE = "points", "groups", "rows.jsonl"
 FORMAT = 1
 CALL_BYTES = 1 << 27  # of batches given to one call of a program
+SHARE = 0.9  # of the free memory for the program: batches are made beside it
 SHOW_EVERY_S = 5.0
 _ROW = {str: (finite, None), "point": count, "step": count}  # of rows.jsonl and a point's rows.json
 
@@ -270,6 +271,7 @@ def train_points(
         steps = range(first, first + per_call)
         return lane_batches(data.train, seeds.tolist(), steps, **batch_options(cfg))
 
+    free = free_bytes(jax.devices())
     validation = itertools.islice(validation_batches(cfg, data), cfg.train.eval_batches)
     shared = stack_batches(list(validation))
     xs = inputs(0)
@@ -282,7 +284,7 @@ def train_points(
         frozen=frozen,
         evaluate=program.evaluate,
         shared=shared,
-        bytes_free=free_bytes(),
+        bytes_free=None if free is None else int(SHARE * free),
     )
     if population.lanes_at_once < len(places):
         print(f"memory    {population.lanes_at_once} points at once fit; the others wait")
@@ -308,6 +310,7 @@ def train_points(
             due = (done + per_call) % every == 0 or done + per_call == num_steps
             state, metrics, scores = population.run(state, frozen, xs, shared, due)
             done += per_call
+            checkpointer.check()
             if done < num_steps:
                 xs = inputs(done)
             values = means(metrics)
@@ -378,20 +381,6 @@ def _losses(values: dict[str, np.ndarray]) -> str:
         return "no loss is finite"
     text = f"loss {finite.min():.4f} to {finite.max():.4f}"
     return text + (f", {losses.size - finite.size} not finite" if finite.size < losses.size else "")
-
-
-def free_bytes() -> int | None:
-    """Memory that a population may take: the device's own account, on a CPU half of what is free.
-
-    None where neither is known.
-    """
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (ValueError, OSError):
-        return None
 
 
 def finish(folder: pathlib.Path, sweep: Sweep) -> None:

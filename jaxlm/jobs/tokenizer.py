@@ -98,7 +98,7 @@ def show(tokenizer: Tokenizer, tokens: TokenFile, num_bytes: int) -> None:
     )
     print(f"tokens    {len(tokens):,}, {num_bytes / len(tokens):.4f} bytes a token")
     special = set(tokenizer.special_ids.values())
-    shortest = 2 if tokenizer.kind == "bpe" else 1
+    shortest, rare = (2, "rarest merged") if tokenizer.kind == "bpe" else (1, "rarest")
     listed = [
         id
         for id, piece in enumerate(tokenizer.pieces)
@@ -106,7 +106,7 @@ def show(tokenizer: Tokenizer, tokens: TokenFile, num_bytes: int) -> None:
     ]
     orders = {
         "longest": lambda id: (-len(tokenizer.pieces[id]), -times[id], id),
-        "rarest": lambda id: (times[id], id),
+        rare: lambda id: (times[id], id),
     }
     for title, order in orders.items():
         rows = [(f"{title} tokens", "id", "bytes", "times")]

@@ -20,7 +20,7 @@ from jaxlm.io import checkpoints, compile_cache, provenance, trackers, workdir
 from jaxlm.jobs import Launch, bad_steps, preflight, processes
 from jaxlm.jobs.bad_steps import BadStep
 from jaxlm.jobs.configs import launch_config
-from jaxlm.jobs.devices import memory_of
+from jaxlm.jobs.devices import free_bytes
 from jaxlm.jobs.profiler import Profiler
 from jaxlm.jobs.recorder import (
     METRICS_FILE,
@@ -31,7 +31,7 @@ from jaxlm.jobs.recorder import (
     Recorder,
     sample_request,
 )
-from jaxlm.jobs.room import check_batches, low_disk, state_bytes
+from jaxlm.jobs.room import check_batches, checkpoint_bytes, low_disk
 from jaxlm.jobs.setup import (
     TOKENIZER_FILE,
     Backends,
@@ -75,7 +75,6 @@ def main(launch: Launch) -> int:
     """Trains; whatever can be refused is refused before the run's folder is made."""
     started = time.perf_counter()
     processes.join(launch.flags)
-    threading.Thread(target=checkpoints.preload, daemon=True).start()  # beside reading the text
     compile_cache.enable()
     cfg, name = launch_config(launch)
     trackers.require(cfg.train.trackers)
@@ -87,6 +86,7 @@ def main(launch: Launch) -> int:
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     else:
         tokenizer = tokenizer_of_source(cfg)
+    threading.Thread(target=_preload, daemon=True).start()
     data = prepare_data(cfg, tokenizer)
     cfg = with_vocabulary(cfg, data.tokenizer)
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
@@ -98,7 +98,7 @@ def main(launch: Launch) -> int:
     trained_specs(cfg, model.specs)  # refuses what cannot be adapted
     check_batches(cfg)
     program = program_of(cfg, data, layout, backends, hypers)
-    limit, attention = memory_of(layout), backends.attention
+    limit, attention = free_bytes(layout.mesh.devices.flat), backends.attention
     done = saved is not None and folder is not None and finished(folder, cfg) is not None
     if not (done or preflight.has_room(cfg, layout, program, attention, limit)):
         return 2
@@ -223,6 +223,16 @@ def result_line(summary: dict[str, Any]) -> str:
     )
 
 
+def _preload() -> None:
+    """Imports what writes checkpoints, beside the reading of the text.
+
+    Where the process ends meanwhile an import fails in its midst; one that fails otherwise fails
+    again where it is needed.
+    """
+    with contextlib.suppress(Exception):
+        checkpoints.preload()
+
+
 def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str, float]) -> None:
     """Prints what is about to be trained, on what, and at which learning rates."""
     corpus, tokenizer, train = data.corpus, data.tokenizer, data.train
@@ -307,7 +317,7 @@ def _train(
         sizes["steps_per_call"] = 1
         return loop(state, start=max(first, edge), num_steps=step, **sizes)
 
-    size = state_bytes(program.state.replace(frozen={}))
+    size = checkpoint_bytes(program.state.replace(frozen={}))
     kept = cfg.train.keep_last + cfg.train.keep_best + 1  # one more while it is written
     more = kept - len(list((folder / checkpoints.FOLDER).glob("step_*")))
     if line := low_disk(folder, more * size, f"{more} more checkpoints"):
@@ -337,7 +347,7 @@ def _train(
                 del state  # it is lost, and its memory needed
             examine_bad_step(cfg, folder, data, backends, recorder, bad, replay)
             if cfg.train.on_nonfinite != "skip":
-                start, passed = go_back(cfg, recorder, bad)
+                start, passed = go_back(cfg, folder, recorder, bad)
                 state = replay(start)
                 recorder.passed_over = passed
                 recorder.roll_back(start, state)
@@ -378,7 +388,9 @@ def examine_bad_step(
         recorder.note(f"          {line}")
 
 
-def go_back(cfg: RunConfig, recorder: Recorder, bad: BadStep) -> tuple[int, Ranges]:
+def go_back(
+    cfg: RunConfig, folder: pathlib.Path, recorder: Recorder, bad: BadStep
+) -> tuple[int, Ranges]:
     """The step to go on from after a bad one, and the batches that are then passed over.
 
     Raises:
@@ -386,9 +398,12 @@ def go_back(cfg: RunConfig, recorder: Recorder, bad: BadStep) -> tuple[int, Rang
     """
     train = cfg.train
     if train.on_nonfinite == "stop":
+        found = checkpoints.newest_good(folder)
+        kept = f"step {found[1]['step']} is saved" if found else "no step was saved before it"
         raise NonFiniteError(
-            f"step {bad.step}: {bad.problem}; the last checkpoint is good. Lower optim.peak_lr or "
-            "clip more (optim.clip_norm), or go on with train.on_nonfinite=skip or rollback"
+            f"step {bad.step}: {bad.problem}; {kept}. Lower optim.peak_lr or clip more "
+            "(optim.clip_norm) in a new run, or go on, leaving out what is bad: python launch.py "
+            f"--workdir={folder} {FLAG}train.on_nonfinite=skip (or rollback)"
         )
     step = max(0, bad.step - train.rollback_steps)
     step -= step % train.steps_per_call

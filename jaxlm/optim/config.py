@@ -39,7 +39,8 @@ class OptimConfig:
       decay_steps=0 is a constant rate after one).
     min_lr_ratio: the last learning rate as a share of the peak, for the cosine, stable-decay and
       linear schedules.
-    decay_steps: length of the final decay of warmup_stable_decay; None is a fifth of the run.
+    decay_steps: length of the final decay of warmup_stable_decay; None is decay_ratio of the run.
+    decay_ratio: share of the run, read where decay_steps is None.
     lr_scale: factor of warmup_inverse_sqrt_original, whose peak (d_model * warmup_steps)^-0.5
       follows from the model; it does not read peak_lr.
     adam_lr: muon only: the peak rate of what adamw trains; None is peak_lr.
@@ -60,6 +61,7 @@ class OptimConfig:
     warmup_steps: int = 100
     min_lr_ratio: float = 0.1
     decay_steps: int | None = None
+    decay_ratio: float = 0.2
     lr_scale: float = 1.0
     adam_lr: float | None = None
     weight_decay: float | None = None
@@ -76,7 +78,8 @@ class OptimConfig:
             _require(getattr(self, name), name, "at least 0", lambda x: x >= 0)
         for name in ("b1", "b2", "momentum"):
             _require(getattr(self, name), name, "in [0, 1)", lambda x: 0 <= x < 1)
-        _require(self.min_lr_ratio, "min_lr_ratio", "in [0, 1]", lambda x: 0 <= x <= 1)
+        for name in ("min_lr_ratio", "decay_ratio"):
+            _require(getattr(self, name), name, "in [0, 1]", lambda x: 0 <= x <= 1)
 
 
 def _require(value, name, expected, holds):
@@ -95,7 +98,7 @@ def hyper_values(cfg: OptimConfig, *, num_steps: int, d_model: int) -> dict[str,
     Raises:
       ConfigError: the run is shorter than the schedule's warmup and decay.
     """
-    decay_steps = num_steps // 5 if cfg.decay_steps is None else cfg.decay_steps
+    decay_steps = int(cfg.decay_ratio * num_steps) if cfg.decay_steps is None else cfg.decay_steps
     if cfg.schedule in ("warmup_cosine", "warmup_stable_decay", "linear"):
         tail = decay_steps if cfg.schedule == "warmup_stable_decay" else 0
         if cfg.warmup_steps + tail > num_steps:

@@ -92,7 +92,7 @@ def lines(
     references: Sequence[tuple[str, float]] = (),
     wide: bool = False,
 ) -> Figure:
-    """Lines with shaded intervals over numbers or categories.
+    """Lines with shaded intervals over numbers, or over categories points with bars.
 
     What is not finite, or not positive on a logarithmic axis, leaves a gap. Lines are told apart by
     colour, past eight also by dashes; those of one label look alike.

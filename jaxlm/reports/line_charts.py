@@ -14,12 +14,14 @@ _DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.6)), (0, (5, 1.6, 1.2, 1.6)))
 _LEGEND, _LABEL, _SMALL = 9.5, 10.0, 9.0  # sizes of text in points
 _STEPS = (1, 2, 2.5, 5, 10)  # from tick to tick, times a power of ten
 _MOST_MARKED = 32  # points of a series that are still marked one by one
+_BESIDE = 0.5  # of the distance between categories, over which the points of one are spread
 
 
 class Band(NamedTuple):
     """A line with its points, and where low and high are given, the interval between them shaded.
 
-    x: numbers, or text for categories, which then stand side by side at equal distances.
+    x: numbers, or text for categories, which then stand side by side at equal distances: points
+      with bars for their intervals, those of one category beside each other, and no line.
     y, low, high: as long as x; where y is not finite the line has a gap, where low or high is not,
       the shade.
     dashed: for a line that shares the colour of another.
@@ -94,8 +96,13 @@ def draw(charts: LineCharts, title: str, width: float, palette: style.Palette):
     floor = limits[0] / 10 if charts.log_y else -math.inf  # where what is not positive goes
     all_axes = [figure.add_subplot() for _ in charts.panels]
     for axes, panel, panel_looks in zip(all_axes, charts.panels, looks, strict=True):
+        beside = list(dict.fromkeys(panel_looks))
         for band, look in zip(panel.series, panel_looks, strict=True):
-            _draw_band(axes, band, look, categories, floor)
+            if categories:
+                shift = _BESIDE * (beside.index(look) - (len(beside) - 1) / 2) / len(beside)
+                _draw_points(axes, band, look, categories, floor, shift)
+            else:
+                _draw_band(axes, band, look, floor)
         for reference in charts.references:
             axes.axhline(reference.y, color=palette.muted, linewidth=1, linestyle=(0, (5, 3)))
         _y_axis(axes, limits, charts.log_y)
@@ -138,7 +145,7 @@ def draw(charts: LineCharts, title: str, width: float, palette: style.Palette):
     for n, row in enumerate(legend_rows):
         x, y = 0.05, y_legend + 0.16 + 0.22 * n
         for i in row:
-            _key(figure, legend[i], x, y, palette)
+            _key(figure, legend[i], x, y, palette, bool(categories))
             x += key_widths[i] + 0.2
     middle = left + (width - left - right) / 2
     style.write(figure, middle, height - 0.09, charts.x_label, ha="center", color=palette.muted)
@@ -213,13 +220,32 @@ def _limits(charts: LineCharts) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _draw_band(axes, band: Band, look: _Look, categories, floor: float) -> None:
+def _on_axis(band: Band, categories, floor: float):
+    """The `_arrays`, where y is known, and where there is an interval, too."""
     x, y, low, high = _arrays(band, categories)
     if floor > 0:  # a logarithmic axis
         y, high = (np.where(v > 0, v, np.nan) for v in (y, high))
         low = np.where(low <= 0, floor, low)
     known = np.isfinite(y)
-    shaded = known & np.isfinite(low) & np.isfinite(high)
+    return x, y, low, high, known, known & np.isfinite(low) & np.isfinite(high)
+
+
+def _draw_points(axes, band: Band, look: _Look, categories, floor: float, shift: float) -> None:
+    x, y, low, high, known, barred = _on_axis(band, categories, floor)
+    x = x + shift
+    axes.vlines(x[barred], low[barred], high[barred], color=look.colour, alpha=0.5, linewidth=2.5)
+    axes.plot(x[known], y[known], color=look.colour, **_point(look))
+
+
+def _point(look: _Look) -> dict[str, Any]:
+    """How a point looks; hollow where a line would be dashed."""
+    face = look.colour if look.dash == "-" else "none"
+    size = {"markersize": 5, "markeredgewidth": 1.3}
+    return {"linestyle": "", "marker": "o", "markerfacecolor": face, **size}
+
+
+def _draw_band(axes, band: Band, look: _Look, floor: float) -> None:
+    x, y, low, high, known, shaded = _on_axis(band, None, floor)
     if shaded.any():
         axes.fill_between(x, low, high, where=shaded, color=look.colour, alpha=0.18, linewidth=0)
         alone = _alone(shaded)  # a shade of no width
@@ -350,13 +376,14 @@ def _label_references(axes, labels, limits, charts: LineCharts, height, palette)
             axes.annotate(line, xytext=(5, 0), annotation_clip=False, **place, **look)
 
 
-def _key(figure, look: _Look, x: float, y: float, palette: style.Palette) -> None:
-    """One entry of the legend: a piece of the line and its label on the baseline y."""
+def _key(figure, look: _Look, x: float, y: float, palette: style.Palette, pointed: bool) -> None:
+    """One entry of the legend: a point or a piece of the line, its label on the baseline y."""
     from matplotlib.lines import Line2D
 
     width, height = figure.get_size_inches()
-    xs, ys = np.array([x, x + 0.28]) / width, [1 - (y - 0.05) / height] * 2
-    line = Line2D(xs, ys, color=look.colour, linestyle=look.dash, linewidth=2)
+    ends = np.array([x + 0.2] if pointed else [x, x + 0.28]) / width
+    drawn = _point(look) if pointed else {"linestyle": look.dash, "linewidth": 2}
+    line = Line2D(ends, [1 - (y - 0.05) / height] * len(ends), color=look.colour, **drawn)
     line.set_transform(figure.transFigure)
     figure.add_artist(line)
     style.write(figure, x + 0.36, y, look.label, fontsize=_LEGEND, color=palette.text)

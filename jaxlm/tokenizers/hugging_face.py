@@ -119,18 +119,20 @@ def _put_first(processor: Any) -> str | None:
     try:
         parts = processor["processors"] if processor["type"] == "Sequence" else [processor]
         templates = [part for part in parts if part["type"] == "TemplateProcessing"]
-        return templates[0]["single"][0]["SpecialToken"]["id"]
+        first = templates[0]["single"][0]["SpecialToken"]["id"]
     except (KeyError, IndexError, TypeError):  # it puts none there
         return None
+    return first if isinstance(first, str) else None
 
 
 def usage_from_gguf(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The same from the metadata of a GGUF file."""
-    tokens, usage = fields.get("tokenizer.ggml.tokens", []), {}
+    tokens, usage = fields.get("tokenizer.ggml.tokens"), {}
+    texts = dict(enumerate(tokens)) if isinstance(tokens, list) else {}
     for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         id = fields.get(f"tokenizer.ggml.{name}_token_id")
-        if isinstance(id, int) and 0 <= id < len(tokens):
-            usage[f"{key}_token"] = tokens[id]
+        if isinstance(id, int) and isinstance(texts.get(id), str):
+            usage[f"{key}_token"] = texts[id]
     if isinstance(template := fields.get("tokenizer.chat_template"), str):
         usage["chat_template"] = template
     if fields.get("tokenizer.ggml.add_bos_token") is True and "bos_token" in usage:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxlm.core import json_forms
 from jaxlm.core.config import ConfigError
-from jaxlm.tokenizers.bpe import bpe_tokenizer, readable_to_bytes
+from jaxlm.tokenizers.bpe import bpe_tokenizer, readable_pair
 from jaxlm.tokenizers.bytes import byte_tokenizer
 from jaxlm.tokenizers.characters import character_tokenizer
 from jaxlm.tokenizers.tokenizer import FORMAT, Tokenizer
@@ -81,15 +81,9 @@ def _from_content(content: dict[str, Any]) -> Tokenizer:
     if kind == "bytes":
         return byte_tokenizer(special_tokens=specials)
     if kind == "bpe":
-        merges = []
-        for number, line in enumerate(content["merges"], 1):
-            try:
-                left, right = map(readable_to_bytes, line.split(" "))
-            except (ValueError, KeyError):
-                raise ConfigError(f"merge {number}: expected two tokens, got {line!r}") from None
-            merges.append((left, right))
+        lines = enumerate(content["merges"], 1)
         return bpe_tokenizer(
-            merges,
+            [readable_pair(line.split(" "), f"merge {n}", line) for n, line in lines],
             pattern=content["pattern"],
             special_tokens=specials,
             ids=content.get("ids"),

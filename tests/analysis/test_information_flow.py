@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from compiling import quick_jit
+from drawn import draw_params
 from oracles.attention_loops import may_read
 
 from jaxlm.analysis import information_flow as flow
@@ -45,7 +46,7 @@ def measure(cfg, the_row, attend=attention.attend, cached=False):
 
         return flow.dependence(logits, params["embed"], tokens, QUERIES, jax.random.key(1))
 
-    return np.asarray(run(flow.lively_params(jax.random.key(0), model.specs), the_row.tokens))
+    return np.asarray(run(draw_params(model.specs), the_row.tokens))
 
 
 def offence(cfg, the_row, **options):
@@ -55,16 +56,24 @@ def offence(cfg, the_row, **options):
     )
 
 
+RIGHT = [
+    {},
+    {"window": 3, "positions": "sinusoidal", "norm": "layer", "bias": True, "residual": 0.5},
+    {"positions": "learned", "tied_head": True, "qk_norm": True, "dtype": "bfloat16"},
+    {"num_layers": 1, "residual": 0.0, "window": 4, "norm_placement": "post", "output_init": 0},
+]
+
+
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "cached"),
     [
-        {},
-        {"window": 3, "positions": "sinusoidal", "norm": "layer", "bias": True, "residual": 0.5},
-        {"positions": "learned", "tied_head": True, "qk_norm": True, "dtype": "bfloat16"},
-        {"num_layers": 1, "residual": 0.0, "window": 4, "norm_placement": "post", "output_init": 0},
+        *zip(RIGHT, (False, True, False, True), strict=True),
+        *(
+            pytest.param(fields, cached, marks=pytest.mark.slow)
+            for fields, cached in zip(RIGHT, (True, False, True, False), strict=True)
+        ),
     ],
 )
-@pytest.mark.parametrize("cached", [False, True])
 def test_a_right_model_is_proved(fields, cached):
     assert offence(dataclasses.replace(CFG, **fields), row(), cached=cached) is None
 

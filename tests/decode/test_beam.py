@@ -66,7 +66,7 @@ def test_a_beam_of_all_texts_finds_the_best_there_are(length_penalty):
         assert (found.scores[b, 121:] == -np.inf).all() and (found.tokens[b, 121:] == -1).all()
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 5])
+@pytest.mark.parametrize("width", [1, 3, pytest.param(2, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("stop_ids", [(), (2, 7)], ids=["no end", "ends"])
 def test_a_narrow_beam_is_that_of_plain_python(width, stop_ids):
     model, params = transformer("rope")

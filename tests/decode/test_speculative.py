@@ -96,8 +96,17 @@ def test_samples_follow_the_targets_distribution(setting):
     assert stats.chisquare(observed, expected).pvalue > 0.01
 
 
-@pytest.mark.parametrize("num_drafted", [1, 3, 6])
-@pytest.mark.parametrize("positions", ["rope", "sinusoidal"])
+@pytest.mark.parametrize(
+    ("positions", "num_drafted"),
+    [
+        ("rope", 1),
+        ("rope", 6),
+        ("sinusoidal", 3),
+        pytest.param("rope", 3, marks=pytest.mark.slow),
+        pytest.param("sinusoidal", 1, marks=pytest.mark.slow),
+        pytest.param("sinusoidal", 6, marks=pytest.mark.slow),
+    ],
+)
 def test_greedy_text_is_that_of_plain_decoding(positions, num_drafted):
     model, params = transformer(positions)
     draft, draft_params = transformer(positions, num_layers=1)

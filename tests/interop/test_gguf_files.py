@@ -1,7 +1,10 @@
 """GGUF files against those that the package gguf writes and reads, and against transformers."""
 
 import contextlib
+import dataclasses
+import os
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -240,3 +243,51 @@ def test_numbers_meant_in_decimal_are_read_so(whole):
 def test_all_weights_are_float32_and_there(whole):
     params = trees.flatten(load_weights(whole).params)
     assert all(w.dtype == np.float32 and np.isfinite(w).all() for w in params.values())
+
+
+def test_a_number_beyond_float32_is_as_it_is(tensors, tmp_path):
+    path = tmp_path / "x.gguf"
+    file = open_gguf(write(path, tensors))
+    huge = dataclasses.replace(file, fields={**file.fields, "llama.rope.freq_base": 1e308})
+    assert config_from_gguf(huge).rope_theta == 1e308
+
+
+def test_a_file_without_an_embedding_is_refused(tensors, tmp_path):
+    rest = {name: w for name, w in tensors.items() if name != "token_embd.weight"}
+    with pytest.raises(ConfigError, match=r"no token_embd\.weight"):
+        load_weights(write(tmp_path / "x.gguf", rest))
+
+
+def test_an_alignment_of_nothing_is_refused(tensors, tmp_path):
+    path = write(tmp_path / "x.gguf", tensors, **{"general.alignment": 0})
+    with pytest.raises(ConfigError, match=r"general\.alignment=0"):
+        open_gguf(path)
+
+
+def test_a_tensor_that_is_there_twice_is_refused(whole):
+    whole.write_bytes(whole.read_bytes().replace(b"blk.1.attn_k.", b"blk.0.attn_k."))
+    with pytest.raises(ConfigError, match=r"blk\.0\.attn_k\.weight is there twice"):
+        open_gguf(whole)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(whole):
+    file = open_gguf(whole)
+    os.truncate(whole, 100)
+    with pytest.raises(ConfigError, match=r"truncated while it was read, in tensor token_embd"):
+        file.tensors["token_embd.weight"].read()
+
+
+def test_what_the_package_does_not_dequantise_is_named(whole, monkeypatch):
+    def none_yet(*_):
+        raise NotImplementedError
+
+    file = open_gguf(whole)
+    monkeypatch.setattr(gguf, "dequantize", none_yet)
+    with pytest.raises(ConfigError, match=r"the package gguf cannot dequantise F32"):
+        file.tensors["token_embd.weight"].read()
+
+
+def test_without_the_package_the_line_says_what_to_install(whole, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"pip install 'jaxlm\[gguf\]'"):
+        open_gguf(whole)

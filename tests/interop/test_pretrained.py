@@ -12,7 +12,8 @@ from tiny_models import MODELS, TOKENS
 from jaxlm.core import trees
 from jaxlm.core.config import ConfigError
 from jaxlm.interop.architectures import config_from_json, config_to_json
-from jaxlm.interop.pretrained import load_weights, save_weights
+from jaxlm.interop.pretrained import is_pretrained, load_config, load_weights, save_weights
+from jaxlm.models.recurrent import RecurrentConfig
 from jaxlm.models.transformer import TransformerConfig
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -219,15 +220,14 @@ def test_a_window_that_is_not_used_is_none(folders, tmp_path):
         ),
         ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "one attention for"),
         ("qwen2", {"layer_types": 3}, "malformed"),
-        (
-            "qwen2",
-            {
-                "use_sliding_window": True,
-                "sliding_window": 3,
-                "max_window_layers": 1,
-                "layer_types": "removed",
-            },
-            "full_attention, sliding_attention",
+        *(
+            (
+                "qwen2",
+                {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+                | {"layer_types": "removed", **layers},
+                "full_attention, sliding_attention",
+            )
+            for layers in ({}, {"num_hidden_layers": 2**62})  # not a list of them all
         ),
         ("gpt2", {"activation_function": "relu"}, "activation_function='relu' is a feature"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "is a feature"),
@@ -289,3 +289,37 @@ def test_gpt2_has_no_grouped_heads():
     )
     with pytest.raises(ConfigError, match="num_kv_heads=2"):
         config_to_json(cfg)
+
+
+def test_what_is_a_source(folders, tmp_path):
+    """Whether it is one is asked of any --config.train.init_from, a run's folder too."""
+    (tmp_path / "run").mkdir()
+    assert not is_pretrained(tmp_path / "run") and not is_pretrained(tmp_path / "nothing")
+    for text, is_one in (('{"model_type": "x"}', True), ('{"config": {}}', False), ("{", False)):
+        (tmp_path / "run" / "config.json").write_text(text)
+        assert is_pretrained(tmp_path / "run") is is_one
+    assert is_pretrained(folders("llama")[1])
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds no config\.json; expected a Hugging Face folder"):
+        load_config(tmp_path / "run")
+
+
+def test_a_rope_that_says_it_is_whole_is_read(folders, tmp_path):
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
+    folder = edited(folders("llama")[1], tmp_path / "whole", rope_parameters=rope)
+    assert load_config(folder).rope_scaling is None
+
+
+def test_only_a_transformer_has_a_config_json():
+    with pytest.raises(ConfigError, match=r"model\.kind=gru: only kind=transformer"):
+        config_to_json(RecurrentConfig(kind="gru"))
+
+
+def test_a_tensor_that_its_index_has_elsewhere_is_refused(folders, tmp_path):
+    model = load_weights(folders("llama")[1])
+    folder = saved(tmp_path / "shards", model, shard_bytes=2000)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"] = 3
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match="expected weight_map, a file for each tensor"):
+        load_weights(folder)

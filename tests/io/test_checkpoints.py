@@ -1,6 +1,5 @@
 """Checkpoints: bit-exact, whole or absent, not trusted when damaged, not deleted when needed."""
 
-import builtins
 import contextlib
 import errno
 import json
@@ -11,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -266,6 +266,29 @@ def test_retention_keeps_what_was_just_written_though_later_steps_are_there(run)
     assert saved_steps(run) == [5, 20]
 
 
+def test_what_another_process_still_reads_is_deleted_later(run, monkeypatch):
+    """On NFS its folder cannot be removed until then, which is no reason to end a run."""
+    rmdir, read = os.rmdir, True
+
+    def busy(path, **where):
+        if read and "step_00000010" in str(path):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        rmdir(path, **where)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    with Checkpointer(run, keep_best=0) as checkpointer:
+        checkpointer.save(30, make_state())
+    there = lambda: sorted(os.listdir(run / "checkpoints"))  # noqa: E731
+    assert there() == [".tmp-step_00000010", "step_00000020", "step_00000030"]
+    with Checkpointer(run, keep_best=0) as checkpointer:  # nor not to begin one
+        checkpointer.save(40, make_state())
+        checkpointer.wait()
+        assert there() == [".tmp-step_00000010", "step_00000030", "step_00000040"]
+        read = False
+        checkpointer.save(50, make_state())
+    assert there() == ["step_00000040", "step_00000050"]
+
+
 def test_metrics_known_later_decide_what_is_kept(tmp_path):
     with Checkpointer(tmp_path, keep_last=1) as checkpointer:
         for step, loss in {1: 2.0, 2: 1.0, 3: 3.0}.items():
@@ -314,6 +337,27 @@ def test_a_failed_background_write_is_raised_once_and_leaves_the_rest(run, monke
     assert_same_bits(
         checkpoints.restore(checkpoints.newest_good(run)[0], make_state()), make_state(40)
     )
+
+
+def test_a_failure_is_known_without_waiting_for_a_write(run, monkeypatch):
+    done, fsync = threading.Event(), os.fsync
+
+    def full(fd):
+        done.wait(20)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Checkpointer(run) as checkpointer:
+        checkpointer.check()
+        monkeypatch.setattr(os, "fsync", full)
+        checkpointer.save(30, make_state())
+        checkpointer.check()  # it is being written still
+        done.set()
+        checkpointer._thread.join()
+        with pytest.raises(CheckpointError, match="not written: No space left on device"):
+            checkpointer.check()
+        checkpointer.check()  # once is enough
+        monkeypatch.setattr(os, "fsync", fsync)
+        checkpointer.save(40, make_state())
 
 
 def test_close_raises_a_failed_write(run, monkeypatch):
@@ -549,6 +593,7 @@ def sealed(path: pathlib.Path, **changes) -> None:
         {"files": {"arrays": {"size": -1, "sha256": "x"}}},
         {"leaves": {"w": {"shape": [-1], "dtype": "float32"}}},
         {"leaves": {"w": {"shape": [1], "dtype": "f4,f4"}}},
+        {"leaves": {"w": {"shape": [1], "dtype": "float33"}}},
         {"leaves": {"key": {"shape": [], "dtype": "key<fry>", "key_impl": "rbg"}}},
         {"step": "20"},
         {"metrics": {"val_loss": "low"}},
@@ -573,6 +618,17 @@ def test_a_file_that_is_a_link_is_refused(run, tmp_path):
         checkpoints.verify(path)
 
 
+def test_a_folder_that_is_a_link_is_refused(run, tmp_path):
+    path = checkpoints.step_dir(run, 20)
+    (path / "arrays").rename(tmp_path / "elsewhere")
+    (path / "arrays").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="arrays/.* is in another folder, by a link"):
+        checkpoints.verify(path)
+    # The folder of the run may be one: it is what the user named.
+    (tmp_path / "named").symlink_to(run)
+    assert checkpoints.verify(checkpoints.step_dir(tmp_path / "named", 10))["step"] == 10
+
+
 def test_bad_settings_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="keep_last=0"):
         Checkpointer(tmp_path, keep_last=0)
@@ -583,16 +639,58 @@ def test_bad_settings_are_refused(tmp_path):
         Checkpointer(tmp_path)
 
 
-def test_a_program_that_ends_while_orbax_is_imported_prints_nothing_of_it(monkeypatch):
-    ordinary, said = builtins.__import__, "can't register atexit after shutdown"
+def test_arrays_that_go_after_the_check_are_one_line(run):
+    """Deleted by hand between `newest_good` and `restore`."""
+    path, _ = checkpoints.newest_good(run)
+    shutil.rmtree(path / "arrays")
+    with pytest.raises(CheckpointError, match="step_00000020: ") as error:
+        checkpoints.restore(path, make_state())
+    assert "\n" not in str(error.value)
 
-    def importing(name, *args):
-        if name == "orbax.checkpoint":
-            raise RuntimeError(said)
-        return ordinary(name, *args)
 
-    monkeypatch.setattr(builtins, "__import__", importing)
-    assert checkpoints.preload() is None
-    said = "of another kind"
-    with pytest.raises(RuntimeError, match=said):
-        checkpoints.preload()
+def test_later_steps_are_deleted_and_no_others(run):
+    with Checkpointer(run, keep_last=3) as writer:
+        writer.save(30, make_state(30))
+        writer.delete_after(10)
+        assert saved_steps(run) == [10]
+    assert checkpoints.newest_good(run)[1]["step"] == 10
+
+
+def test_what_cannot_be_deleted_is_told_once_and_the_new_one_is_there(run, monkeypatch):
+    rmtree = shutil.rmtree
+
+    def busy(path, **options):
+        if pathlib.Path(path).name == ".tmp-step_00000010":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        rmtree(path, **options)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", busy)
+    writer = Checkpointer(run, keep_last=1, keep_best=0)
+    writer.save(30, make_state(30))
+    with pytest.raises(CheckpointError, match="step_00000010: cannot be deleted: Device or res"):
+        writer.wait()
+    writer.close()
+    assert checkpoints.newest_good(run)[1]["step"] == 30
+
+
+def test_two_leaves_of_one_path_are_refused(tmp_path):
+    with (
+        Checkpointer(tmp_path) as writer,
+        pytest.raises(CheckpointError, match="a/b: two leaves of the state have this path"),
+    ):
+        writer.save(1, {"a/b": np.ones(1), "a": {"b": np.ones(1)}})
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a\n  b"), "a b"),
+        (ValueError(), "ValueError"),
+        (ValueError("x" * 300), "x" * 200 + "..."),
+        (ValueError("... os_error_code='28' ..."), "No space left on device"),
+        (OSError(errno.EACCES, "Permission denied", "/a/b"), "Permission denied"),
+    ],
+)
+def test_any_error_of_a_library_is_one_short_line(error, line):
+    assert checkpoints._reason(error) == line

@@ -66,8 +66,8 @@ def test_other_cpu_features_have_another_folder(monkeypatch):
 @pytest.mark.parametrize(
     ("counts", "text"),
     [
-        (CompileCounts(3, 2, 5.24), "compile: 5.2 s (2 programs from cache, 1 compiled)"),
-        (CompileCounts(1, 1, 0.04), "compile: 0.0 s (1 program from cache, 0 compiled)"),
+        (CompileCounts(3, 2, 5.24), "5.2 s (2 programs from cache, 1 compiled)"),
+        (CompileCounts(1, 1, 0.04), "0.0 s (1 program from cache, 0 compiled)"),
     ],
 )
 def test_counts_read_well_and_subtract(counts, text):

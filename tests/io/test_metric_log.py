@@ -1,7 +1,9 @@
 """Metric logs: valid lines only, nothing lost to a kill, cut back exactly to a step."""
 
+import errno
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.core.config import ConfigError
+from jaxlm.core.json_forms import count
 from jaxlm.io import metric_log
 from jaxlm.io.metric_log import MetricLog
 
@@ -138,8 +141,30 @@ def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):
     assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
 
 
+def test_a_disk_that_fails_at_a_sync_is_one_line(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with MetricLog(tmp_path / "m.jsonl") as log:
+        log.append({"step": 1})
+        log.sync()
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigError, match="m.jsonl: cannot be written: No space left"):
+            log.sync()
+
+
 def test_unwritable_place_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         MetricLog(tmp_path / "none" / "m.jsonl")
     with pytest.raises(ConfigError, match="No such file"):
         metric_log.read(tmp_path / "m.jsonl")
+
+
+def test_a_record_of_another_form_is_named_and_nothing_is_cut(tmp_path):
+    path = tmp_path / "m.jsonl"
+    data = b'{"step": 1}\n{"step": [2]}\n{"step": 3}\n'
+    path.write_bytes(data)
+    for use in (metric_log.read, lambda p, form: metric_log.truncate(p, lambda _: False, form)):
+        with pytest.raises(ConfigError, match=r"m\.jsonl: line 2: step: expected count"):
+            use(path, {"step": count})
+    assert path.read_bytes() == data

@@ -1,7 +1,9 @@
 """Run folders: unique names, a lock that dies with its owner, files that are whole or absent."""
 
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -188,3 +190,31 @@ def test_saved_files_are_plain_json(tmp_path):
     workdir.save_config(tmp_path, Run())
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["config"]["optim"]["betas"] == [0.9, 0.95]
+
+
+def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match="file: File exists"),
+        workdir.WorkdirLock(tmp_path / "file"),
+    ):
+        pass
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
+    before = os.listdir("/proc/self/fd")
+    with (
+        pytest.raises(ConfigError, match="this file system cannot lock: No locks available"),
+        workdir.WorkdirLock(tmp_path / "run"),
+    ):
+        pass
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_json_file_of_another_form_is_one_line(tmp_path):
+    workdir.save_json(tmp_path / "x.json", {"step": -1})
+    assert workdir.load_json(tmp_path / "x.json", {"step": int}) == {"step": -1}
+    with pytest.raises(ConfigError, match=r"x\.json: step: expected text"):
+        workdir.load_json(tmp_path / "x.json", {"step": str})

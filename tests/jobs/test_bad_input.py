@@ -353,6 +353,7 @@ RUNS = {
         ["--job=tokenizer", "--config.tokenizer.vocab_size=300"],
         ["--workdir", "config.json"],
     ),
+    "all studies in a run": (nothing, ["--experiment=all"], ["holds a run", "all studies"]),
     "a study in a run": (nothing, ["--experiment=warmup"], ["not a config of --experiment=warmup"]),
     "a sweep in a run": (
         lambda folder: put(

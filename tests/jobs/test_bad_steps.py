@@ -1,20 +1,45 @@
 """Steps and evaluations that go wrong: what is said and kept, and what a rollback leaves."""
 
+import errno
 import json
+import os
+import threading
 import types
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from job_runs import records, state_bytes
 
 from jaxlm.data.batches import batch_at
 from jaxlm.io import checkpoints, compile_cache
+from jaxlm.io.checkpoints import CheckpointError
 from jaxlm.jobs import Launch, bad_steps, recorder, train
 from jaxlm.jobs.recorder import Recorder
 
 ALONE = types.SimpleNamespace(coordinator=None, num_processes=None, process_id=None)
 SHORT = {"train.sample_every": "none", "train.sample_tokens": "0"}
 BACK = SHORT | {"train.on_nonfinite": "rollback", "train.rollback_steps": "4"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runs_find_the_programs_of_those_before(tmp_path_factory):
+    """JAX's own cache, for these tests alone: each run builds its few programs anew."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+
+    def use(values):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(wanted)
+    yield
+    use(before)
 
 
 @pytest.fixture
@@ -54,6 +79,7 @@ def quick(monkeypatch):
 
 def test_a_step_that_is_not_finite_is_explained_and_kept(run, tmp_path, capsys):
     single = SHORT | {"train.steps_per_call": "1", "optim.schedule": "constant"}
+    single |= {"optim.name": "sgd", "model.dropout": "0"}  # it is run one operation after another
     assert run("a", single, poisoned={21}) == 1
     said = capsys.readouterr()
     assert "bad step  22: not finite: loss nan" in said.out
@@ -175,6 +201,28 @@ def test_an_evaluation_that_fails_ends_no_training(run, tmp_path, monkeypatch, c
     failed = [r for r in records(tmp_path / "b/timings.jsonl") if "failed" in r.get("event", "")]
     assert [r["step"] for r in failed if "validation" in r["event"]] == [8, 16, 24, 32, 40, 48]
     assert "val_loss" not in json.loads((tmp_path / "b/summary.json").read_text())
+
+
+def test_a_checkpoint_that_could_not_be_written_ends_the_run_at_its_next_call(
+    run, tmp_path, monkeypatch
+):
+    """Not at the next save, nor at the end: what is computed until then would be lost."""
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def after_the_write(split, seed, step, **options):
+        if step == 24:  # made while 17 to 24 are computed, the checkpoint of 16 being written
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":
+                    thread.join()
+        return batch_at(split, seed, step, **options)
+
+    monkeypatch.setattr(checkpoints, "_hash_and_sync", full)
+    every = {"train.eval_every": "48", "train.save_every": "16"}
+    with pytest.raises(CheckpointError, match="step_00000016: not written: No space left"):
+        run("a", SHORT | every, surprise=after_the_write)
+    assert records(tmp_path / "a/metrics.jsonl")[-1]["step"] == 24
 
 
 def test_a_checkpoint_is_whole_before_its_evaluation_is_recorded(run, tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(launch, talker):
     terminal = Terminal(ours)
     # The answer would end by itself at one of these.
     never = ",".join(f"{256 + 1 + place}:-inf" for place in range(len(SPECIALS)))
-    args = ["--job=chat", f"--workdir={talker}", "--num_tokens=1000000", "--context=1048576"]
+    args = ["--job=chat", f"--workdir={talker}", "--num_tokens=1000000", "--context=65536"]
     args += [f"--logit_bias={never}"]
     with subprocess.Popen(
         [sys.executable, "-c", TAKE_TERMINAL, sys.executable, LAUNCH, *args],

@@ -2,12 +2,15 @@
 
 import pathlib
 import shutil
+import tomllib
 import types
 
 import jax
 import pytest
 
 from jaxlm.jobs import Launch, doctor
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_this_machine_can_multiply_and_is_described(capsys):
@@ -75,3 +78,10 @@ def test_wrong_arithmetic_is_noticed(error, expected, monkeypatch):
     says, fix = doctor.arithmetic()
     assert "product is" in says and (fix is None if expected is None else expected in fix)
     assert ("rounds its operands" in says) == (error == 1e-3)
+
+
+def test_every_extra_is_looked_for():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = set(declared["project"]["optional-dependencies"])
+    # What these bring shows as the devices, or is of use to those who work on jaxlm alone.
+    assert set(doctor.EXTRAS) == extras - {"cuda", "tpu", "test", "dev"}

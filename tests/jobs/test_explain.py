@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from job_runs import snapshot
 
+from jaxlm.jobs.explain import MOST_WEIGHTS
 from jaxlm.jobs.setup import open_run
 
 
@@ -27,8 +28,15 @@ def test_it_writes_a_page_with_the_run_s_own_loss(launch, finished, tmp_path):
 @pytest.mark.parametrize(
     ("args", "part"),
     [
-        (["--workdir={run}", "--prompt=a"], "--prompt: has 1 tokens, expected 2 to"),
-        (["--workdir={run}", "--prompt=" + "the cat " * 600], "tokens, expected 2 to"),
+        (["--workdir={run}"], "--prompt: is not given; expected a text of 2 to"),
+        (
+            ["--workdir={run}", "--prompt=a"],
+            "--prompt: has 1 tokens; expected a text of 2 to",
+        ),
+        (
+            ["--workdir={run}", "--prompt=" + "the cat " * 600],
+            "; expected a text of 2 to {most} tokens",
+        ),
         (["--workdir={run}", "--prompt=ÄÄÄ"], "--prompt: "),
         (["--prompt=the cat"], "--job=explain needs --workdir"),
         (["--workdir={run}", "--prompt=the", "--target={run}"], "cannot be written"),
@@ -36,5 +44,7 @@ def test_it_writes_a_page_with_the_run_s_own_loss(launch, finished, tmp_path):
 )
 def test_bad_input_is_one_line(args, part, launch, finished):
     outcome = launch("--job=explain", *(arg.format(run=finished) for arg in args))
-    assert outcome.code == 2 and part in outcome.err, outcome.err
+    model = open_run(finished).cfg.model
+    most = int((MOST_WEIGHTS / model.num_layers / model.num_heads) ** 0.5)
+    assert outcome.code == 2 and part.format(most=most) in outcome.err, outcome.err
     assert outcome.err.count("\n") == 1

@@ -18,7 +18,7 @@ from job_runs import (
 )
 
 from jaxlm.io import checkpoints
-from jaxlm.jobs import sample
+from jaxlm.jobs import sample, train
 from jaxlm.models.transformer import build
 
 SHORT = ["--config.train.num_steps=8", "--config.train.save_every=8"]
@@ -153,6 +153,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(launch, config, tmp_path):
     last = records(tmp_path / "run/metrics.jsonl")[-1]
     assert last["finite"] is False and f"step {last['step']}:" in outcome.err
     assert not (tmp_path / "run/summary.json").exists()
+    found = checkpoints.newest_good(tmp_path / "run")
+    kept = f"step {found[1]['step']} is saved" if found else "no step was saved before it"
+    assert kept in outcome.err and f"python launch.py --workdir={tmp_path}/run" in outcome.err
+
+
+def test_an_import_that_the_end_of_the_process_breaks_off_is_silent(monkeypatch):
+    def broken_off():
+        raise RuntimeError("cannot import after the end")
+
+    monkeypatch.setattr(checkpoints, "preload", broken_off)
+    train._preload()
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(launch, config, tmp_path):

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from job_runs import Launcher, fingerprint, without_length
+from job_runs import TIMEOUT_S, Launcher, fingerprint, without_length
 from metadata_server import metadata_server
 
 from jaxlm.io import checkpoints
@@ -22,8 +22,8 @@ def server(monkeypatch):
         yield server
 
 
-def until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
+def until(condition):
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -94,7 +94,7 @@ def test_no_server_at_all_is_no_trouble(monkeypatch, capfd):
     started = time.monotonic()
     with stop_requests(print) as came:
         assert came() is None
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < preemption.AGAIN_S
     assert capfd.readouterr() == ("", "")
 
 
@@ -124,8 +124,8 @@ def test_only_a_machine_of_google_is_asked(tmp_path, monkeypatch, product, varia
             assert threading.active_count() == before
 
 
-def test_a_run_that_is_taken_away_goes_on_as_if_it_had_not_been(server, config, tmp_path):
-    launch = Launcher(tmp_path)
+def test_a_run_that_is_taken_away_goes_on_as_if_it_had_not_been(launch, server, config, tmp_path):
+    launch = Launcher(launch.cwd)  # one that knows the server
     launch.env |= {"GCE_METADATA_HOST": server.host}
     folder, metrics = tmp_path / "run", tmp_path / "run/metrics.jsonl"
     steps = {"save_every": 400_000, "eval_every": 400_000, "log_every": 1000}
@@ -134,9 +134,9 @@ def test_a_run_that_is_taken_away_goes_on_as_if_it_had_not_been(server, config, 
     flags += [f"--config.train.{name}={value}" for name, value in steps.items()]
     endless = "--config.train.num_steps=800000"
     with launch.start(*flags, endless, f"--workdir={folder}") as process:
-        until(lambda: metrics.exists() and metrics.stat().st_size, seconds=100)
+        until(lambda: metrics.exists() and metrics.stat().st_size)
         server["preempted"] = "TRUE"
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (143, "")
     assert "the machine is taken away (preempted TRUE)" in out and "the run is saved" in out
     assert f"python launch.py --workdir={folder}\n" in out

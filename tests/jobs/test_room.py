@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 from job_runs import LAUNCH, ROOT
 
 from jaxlm.core.config import ConfigError, apply_overrides
 from jaxlm.core.params import count_params
+from jaxlm.io import host_memory
 from jaxlm.jobs import room
+from jaxlm.jobs.devices import free_bytes
 from jaxlm.models.transformer import param_specs
 from jaxlm.train.config import RunConfig
 
@@ -23,17 +26,29 @@ def test_what_no_memory_holds_is_refused_and_the_rest_is_not(monkeypatch):
     cfg = apply_overrides(RunConfig(), {"model.vocab_size": "64"})
     specs = param_specs(cfg.model)
     needed = 8 * count_params(specs)
-    monkeypatch.setattr(room, "device_bytes", lambda: needed)
+    monkeypatch.setattr(room, "free_bytes", lambda devices: needed)
     room.check_memory(cfg, specs)
-    monkeypatch.setattr(room, "device_bytes", lambda: needed - 1)
+    monkeypatch.setattr(room, "free_bytes", lambda devices: needed - 1)
     with pytest.raises(ConfigError, match="--config.model: its .* weights .* num_layers"):
         room.check_memory(cfg, specs)
-    monkeypatch.setattr(room, "device_bytes", lambda: None)  # not known
+    monkeypatch.setattr(room, "free_bytes", lambda devices: None)  # not known
     room.check_memory(cfg, specs)
     counts = ("num_steps", "steps_per_call", "eval_every", "save_every")
     calls = dataclasses.replace(cfg.train, **dict.fromkeys(counts, 2**30))
     with pytest.raises(ConfigError, match="data.batch_size=32: .* or train.steps_per_call"):
         room.check_memory(dataclasses.replace(cfg, train=calls), specs)
+
+
+def test_the_devices_of_a_cpu_share_what_the_host_has_free(monkeypatch):
+    """As the kernel and the control groups leave it, see tests/io/test_host_memory.py."""
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: 1001)
+    (device,) = jax.local_devices()[:1]
+    assert free_bytes([device]) == 1001 and free_bytes(iter([device] * 4)) == 250
+    with pytest.raises(ConfigError, match="1.0 GiB, 0.0 are free here; use less"):
+        room.require_room(2**30, free_bytes([device]), "it", "use less")
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: None)
+    assert free_bytes([device]) is None
+    room.require_room(2**60, None, "it", "use less")
 
 
 def test_a_low_disk_is_a_line(monkeypatch, tmp_path):
@@ -47,7 +62,7 @@ def test_a_low_disk_is_a_line(monkeypatch, tmp_path):
 
 def test_the_size_of_a_state():
     state = {"w": jnp.zeros((3, 4)), "half": jnp.zeros(5, jnp.bfloat16)}
-    assert room.state_bytes(state) == 3 * 4 * 4 + 5 * 2
+    assert room.checkpoint_bytes(state) == 3 * 4 * 4 + 5 * 2
 
 
 # Of the disk 20 KiB are free, whatever is written.

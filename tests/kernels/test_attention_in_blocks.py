@@ -28,7 +28,13 @@ def plain(name):
     return value_and_pull(attention.attend, inputs(S, T, K), **options)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Each of these is in two of the others.
+IN_OTHERS = ("window", "window of one", "more queries, window", "segments and window")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in IN_OTHERS else n for n in CASES]
+)
 def test_values_and_gradients_are_those_of_the_plain_definition(name, attend):
     """Float32 sums in another order: 1e-5 of values and gradients of order one."""
     S, T, K, options = CASES[name]

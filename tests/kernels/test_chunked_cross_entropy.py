@@ -1,6 +1,7 @@
 """The chunked loss against the plain one, in values and all gradients; and what it never holds."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +16,17 @@ V = 13
 WEIGHTS = np.ones((2, 6))
 
 
-def scores_and_pull(cfg, params, batch, vocab_chunk):
-    """The scores, and the gradients of a loss that reads all three."""
+@functools.cache
+def scores_and_pull(cfg, vocab_chunk):
+    """Jitted (params, batch) -> the scores, and the gradients of a loss that reads all three."""
     model = transformer.build(cfg)
 
-    @quick_jit
-    def run(params):
-        def loss(params):
-            nll, log_z, mean = score_targets(model, params, batch, vocab_chunk=vocab_chunk)
-            total = jnp.sum(jnp.sin(nll) + 0.1 * log_z**2 + 0.3 * mean)
-            return total, (nll, log_z, mean)
+    def loss(params, batch):
+        nll, log_z, mean = score_targets(model, params, batch, vocab_chunk=vocab_chunk)
+        total = jnp.sum(jnp.sin(nll) + 0.1 * log_z**2 + 0.3 * mean)
+        return total, (nll, log_z, mean)
 
-        return jax.grad(loss, has_aux=True)(params)
-
-    return run(params)
+    return quick_jit(jax.grad(loss, has_aux=True))
 
 
 @pytest.mark.parametrize(
@@ -45,14 +43,14 @@ def test_scores_and_gradients_are_those_of_whole_logits(
     """Float32 sums in another order: 2e-5 of gradients of order one to fifty."""
     cfg = dataclasses.replace(small_cfg, **changes)
     batch, params = make_batch(0, WEIGHTS), params_of(cfg)
-    ours, exact = (scores_and_pull(cfg, params, batch, c) for c in (chunk, None))
+    ours, exact = (scores_and_pull(cfg, c)(params, batch) for c in (chunk, None))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-6), ours, exact)
 
 
 def test_large_logits_neither_overflow_nor_leave_the_definition(small_cfg, params_of, make_batch):
     batch, params = make_batch(0, WEIGHTS), dict(params_of(small_cfg))
     params["unembed"] = 1e3 * params["unembed"]
-    ours, exact = (scores_and_pull(small_cfg, params, batch, c)[1] for c in (4, None))
+    ours, exact = (scores_and_pull(small_cfg, c)(params, batch)[1] for c in (4, None))
     for mine, expected in zip(ours, exact, strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-3)
 
@@ -62,7 +60,7 @@ def test_bfloat16_weights_of_the_head_are_rounded_as_in_the_plain_loss(
 ):
     cfg = dataclasses.replace(small_cfg, dtype="bfloat16")
     batch, params = make_batch(0, WEIGHTS), params_of(cfg)
-    ours, exact = (scores_and_pull(cfg, params, batch, c)[1] for c in (4, None))
+    ours, exact = (scores_and_pull(cfg, c)(params, batch)[1] for c in (4, None))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, exact)
 
 

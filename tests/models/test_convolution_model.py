@@ -1,11 +1,10 @@
 """Temporal convolutions against torch's, and how far they read."""
 
-import jax
 import numpy as np
 import pytest
 from compiling import quick_jit
+from drawn import draw_params
 
-from jaxlm.analysis.information_flow import lively_params
 from jaxlm.models import convolution
 from jaxlm.models.convolution import ConvolutionConfig
 from jaxlm.nn.windows import append, windows
@@ -17,7 +16,7 @@ IDS = np.random.default_rng(0).integers(V, size=(B, S))
 def draw(gate):
     cfg = ConvolutionConfig(vocab_size=V, d_model=D, num_layers=N, kernel_size=K, gate=gate)
     model = convolution.build(cfg)
-    return cfg, model, lively_params(jax.random.key(1), model.specs)
+    return cfg, model, draw_params(model.specs)
 
 
 @pytest.mark.parametrize("gate", ["relu", "wavenet"])

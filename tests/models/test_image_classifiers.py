@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 from compiling import quick_jit
+from drawn import draw_params
 
-from jaxlm.core import trees
 from jaxlm.models import image_classifiers
 from jaxlm.models.image_classifiers import ConvConfig, VisionTransformerConfig
 
@@ -14,22 +14,10 @@ CONV = ConvConfig(num_channels=2, num_classes=5, widths=(4, 6))
 VISION = VisionTransformerConfig(num_channels=2, num_classes=5, patch=4, d_model=16, num_heads=4)
 
 
-def draw(specs):
-    rng = np.random.default_rng(1)
-
-    def leaf(path, spec):
-        x = rng.normal(size=spec.shape)
-        if spec.kind == "vector":
-            return np.float32(0.3 * x + path.endswith("norm"))
-        return np.float32(x / np.sqrt(1 if spec.kind == "lookup" else spec.fans[0]))
-
-    return trees.map_with_path(leaf, specs)
-
-
 def test_the_convolutional_network_is_torchs():
     torch = pytest.importorskip("torch")
     model = image_classifiers.build_conv(CONV)
-    params = draw(model.specs)
+    params = draw_params(model.specs, seed=1)
     x = torch.tensor(np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)))
     functional = torch.nn.functional
     for n in range(2):
@@ -46,7 +34,7 @@ def test_the_vision_transformer_is_torchs_encoder_over_a_strided_convolution():
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
     model = image_classifiers.build_vision_transformer(VISION)
-    params = draw(model.specs)
+    params = draw_params(model.specs, seed=1)
 
     def layer(n):
         w = {name: stack[n] for name, stack in params["blocks"].items()}
@@ -97,7 +85,7 @@ def test_the_vision_transformer_is_torchs_encoder_over_a_strided_convolution():
     ids=["conv", "vision"],
 )
 def test_dropout_needs_a_key(model):
-    params, forward = draw(model.specs), quick_jit(model.forward)
+    params, forward = draw_params(model.specs, seed=1), quick_jit(model.forward)
     plain = forward(params, IMAGES, dropout=0.5)
     np.testing.assert_allclose(plain, forward(params, IMAGES), atol=1e-6)
     dropped = forward(params, IMAGES, key=jax.random.key(0), dropout=0.5)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import quick_jit
+from drawn import draw_params
 
-from jaxlm.analysis.information_flow import lively_params
+from jaxlm.core.config import with_traced
 from jaxlm.core.params import init_params
 from jaxlm.models import mlp
 from jaxlm.models.mlp import MlpConfig
@@ -19,7 +20,7 @@ IDS = np.random.default_rng(0).integers(V, size=(B, S))
 def draw(**fields):
     cfg = MlpConfig(vocab_size=V, window=W, d_embed=E, d_model=D, **fields)
     model = mlp.build(cfg)
-    return cfg, model, lively_params(jax.random.key(0), model.specs)
+    return cfg, model, draw_params(model.specs)
 
 
 def inputs(params):
@@ -92,12 +93,13 @@ def test_averages_are_plain_at_first_and_then_follow():
 @pytest.mark.parametrize(("output_init", "atol"), [(0.0, 1e-4), (0.01, 0.01)])
 def test_the_first_loss_is_that_of_the_uniform_distribution(output_init, atol):
     cfg = MlpConfig(vocab_size=27, d_embed=10, d_model=200, window=3, output_init=output_init)
-    params = init_params(jax.random.key(0), mlp.param_specs(cfg))
     ids = np.random.default_rng(0).integers(27, size=(2, 32, 20))
-    nll, _ = cross_entropy(mlp.build(cfg).forward(params, ids[0]), ids[1])
-    assert np.mean(nll) == pytest.approx(np.log(27), abs=atol)
-    loud = init_params(
-        jax.random.key(0), mlp.param_specs(MlpConfig(**{**vars(cfg), "output_init": 3.0}))
-    )
-    nll, _ = cross_entropy(mlp.build(cfg).forward(loud, ids[0]), ids[1])
-    assert np.mean(nll) > np.log(27) + 0.5
+
+    @quick_jit
+    def first_loss(output_init):
+        specs = mlp.param_specs(with_traced(cfg, {"output_init": output_init}))
+        params = init_params(jax.random.key(0), specs)
+        return jnp.mean(cross_entropy(mlp.build(cfg).forward(params, ids[0]), ids[1])[0])
+
+    assert first_loss(output_init) == pytest.approx(np.log(27), abs=atol)
+    assert first_loss(3.0) > np.log(27) + 0.5

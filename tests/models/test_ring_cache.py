@@ -10,7 +10,7 @@ from jaxlm.models import transformer
 WINDOW, SLACK, LENGTH = 4, 3, 41
 
 
-@pytest.fixture(params=["rope", "learned", "none"])
+@pytest.fixture(params=["rope", "learned", pytest.param("none", marks=pytest.mark.slow)])
 def cfg(request, small_cfg):
     changes = {"positions": request.param, "window": WINDOW, "context_length": LENGTH}
     return dataclasses.replace(small_cfg, num_kv_heads=2, **changes)

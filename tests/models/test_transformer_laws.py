@@ -199,8 +199,8 @@ def test_weights_made_ready_for_decoding_give_the_same_logits(
     cfg = vary(dtype=dtype)
     params, cache = params_of(cfg), transformer.init_cache(cfg, 2, 12)
     ready = transformer.decoding_params(params, cfg)
-    logits, _ = in_chunks(extend_of(cfg), params, TOKENS, cache, (4, 1, 5))
-    again, _ = in_chunks(extend_of(cfg), ready, TOKENS, cache, (4, 1, 5))
+    logits, _ = in_chunks(extend_of(cfg), params, TOKENS, cache, (4, 1, 1, 4))
+    again, _ = in_chunks(extend_of(cfg), ready, TOKENS, cache, (4, 1, 1, 4))
     np.testing.assert_allclose(again, logits, atol=tolerance)
 
 

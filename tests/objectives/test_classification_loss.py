@@ -28,7 +28,7 @@ def run(hypers, batch=None, class_weights=WEIGHTS, logits=LOGITS):
     batch = Examples(ALL, LABELS) if batch is None else batch
     loss = make_loss_fn(MODEL, class_weights=class_weights)
     hypers = {name: jnp.float32(value) for name, value in hypers.items()}
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    value_and_grad = quick_jit(jax.value_and_grad(loss, has_aux=True))
     (total, (metrics, _)), grad = value_and_grad(logits, None, {}, hypers, batch, jax.random.key(0))
     weight = metrics["loss"].weight
     return total / weight, grad / weight, metrics

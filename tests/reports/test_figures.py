@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from matplotlib.lines import Line2D
 
 from jaxlm.analysis.statistics import mean_interval
 from jaxlm.reports import figures, heat_maps, line_charts, style
@@ -223,8 +224,27 @@ def test_categories_stand_in_the_order_given():
     figure = lines(series, x_ticks=["none", "learned", "rope"])
     (axes,) = draw(figure).axes
     assert [t.get_text() for t in axes.get_xticklabels()] == ["none", "learned", "rope"]
-    np.testing.assert_array_equal(lines_of(axes)[0], [[0, 2], [2, 1]])
-    np.testing.assert_array_equal(lines_of(axes)[1], [[1, 3]])
+    first, second = (np.transpose(line.get_data()) for line in axes.lines)
+    np.testing.assert_allclose(first, [[0 - 0.125, 2], [2 - 0.125, 1]])
+    np.testing.assert_allclose(second, [[1 + 0.125, 3]])
+
+
+def test_categories_are_points_beside_each_other_with_bars_and_no_line():
+    names, y = ["one", "two"], np.array([2.0, 3.0])
+    solid = Band("a", names, y, y - 1, y + 1)
+    hollow = Band("b", names, [1.0, NAN], [0.5, NAN], [1.5, NAN], dashed=True)
+    drawn = draw(lines([solid, hollow]))
+    (axes,) = drawn.axes
+    assert [line.get_linestyle() for line in axes.lines] == ["None", "None"]
+    assert [line.get_markerfacecolor() for line in axes.lines] == [style_of(0)[0], "none"]
+    bars = [np.array(part.get_segments()) for part in axes.collections]
+    np.testing.assert_allclose(bars[0][:, :, 1], [[1, 3], [2, 4]])
+    np.testing.assert_allclose(bars[1], [[[0.125, 0.5], [0.125, 1.5]]])
+    keys = [line for line in drawn.artists if isinstance(line, Line2D)]
+    assert [key.get_marker() for key in keys] == ["o", "o"]
+    # Those of one label stand in one place: such as single points that a chart is made of.
+    (axes,) = draw(lines([Band("a", ["one"], [1.0]), Band("a", ["two"], [2.0])])).axes
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[0.0], [1.0]]
 
 
 def test_lines_past_the_last_colour_are_dashed_and_a_label_keeps_its_look():

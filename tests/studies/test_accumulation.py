@@ -232,6 +232,7 @@ def test_scales_are_configs(scale):
         ({"short_lengths": "16,8"}, "falling from context_length"),
         ({"trained_length": 32}, "trained_length=32 must be among"),
         ({"num_steps": 55}, "multiple of eval_every"),
+        ({"warmup_steps": 6000}, "warmup_steps=6000 must be at most num_steps="),
         ({"num_validation_modules": 40}, "leave some"),
     ],
 )

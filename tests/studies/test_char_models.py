@@ -6,12 +6,13 @@ import math
 import jax
 import numpy as np
 import pytest
+from compiling import quick_jit
+from drawn import draw_params
 
 from experiments import char_models
 from experiments.char_models import NAMES, Config, cells, claims, plot, steps_of_compute, tables
 from experiments.char_models import run as study
 from jaxlm.analysis.claims import NOT_SUPPORTED, SUPPORTED
-from jaxlm.analysis.information_flow import lively_params
 from jaxlm.core.config import ConfigError, apply_overrides, to_dict
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Results, Row
@@ -60,10 +61,11 @@ def test_the_reach_is_the_gradient_by_each_embedding():
         study.RunConfig(), {f"model.{name}": value for name, value in overrides.items()}
     )
     model = kinds.build(cfg.model)
-    params = lively_params(jax.random.key(0), model.specs)
+    params = draw_params(model.specs)
     tokens, targets = np.array([[0, 1, 2, 3, 4]]), np.array([[1, 2, 3, 4, 5]])
     reach = study.make_reach(model)(params, tokens, targets)
 
+    @quick_jit
     def loss(table):
         logits = model.forward({**params, "embed": table}, tokens)[0, -1]
         return jax.nn.logsumexp(logits) - logits[5]

@@ -111,6 +111,7 @@ def test_every_part_is_measured_drawn_and_tabled(results):
         ({"test_lengths": (4, 8)}, "must hold train_length"),
         ({"positions": ()}, "positions must name at least one"),
         ({"num_steps": 601}, "multiple of eval_every"),
+        ({"warmup_steps": 6000}, "warmup_steps=6000 must be at most num_steps="),
         ({"num_seeds": 0}, "num_seeds=0 must be at least 1"),
     ],
 )

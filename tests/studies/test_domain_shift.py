@@ -223,6 +223,7 @@ def test_scales_are_configs_and_cells_hold_them(scale):
         ({"old_rows": "1,8"}, "below batch_size=8"),
         ({"num_test_modules": 5}, "must leave some of the 7"),
         ({"num_steps": 55}, "multiple of eval_every"),
+        ({"warmup_steps": 6000}, "warmup_steps=6000 must be at most num_steps="),
         ({"patience": 0}, "patience=0"),
     ],
 )

@@ -216,6 +216,7 @@ def test_verdicts_when_the_opposite_holds():
         ({"num_heads": "1,4,24"}, "d_model=64 must be a multiple of 48"),
         ({"drawn_tokens": 65}, "at most context_length"),
         ({"num_steps": 55}, "multiple of eval_every"),
+        ({"warmup_steps": 6000}, "warmup_steps=6000 must be at most num_steps="),
     ],
 )
 def test_bad_settings_are_refused(override, message):

@@ -222,6 +222,7 @@ def test_verdicts_when_the_opposite_holds():
         ({"times": 2}, "times=2 must be at least 3"),
         ({"bin_size": 7}, "context_length=64 must be a multiple of bin_size=7"),
         ({"num_steps": 55}, "multiple of eval_every"),
+        ({"warmup_steps": 6000}, "warmup_steps=6000 must be at most num_steps="),
     ],
 )
 def test_bad_settings_are_refused(override, message):

@@ -382,6 +382,16 @@ def test_gguf_tells_of_it_too(adds, documents):
     assert usage == {"bos_token": fields["tokenizer.ggml.tokens"][5]}
 
 
+def test_a_token_that_is_no_text_is_no_token(documents, tmp_path):
+    for tokens in (5, [0] * 9):
+        fields = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.bos_token_id": 5}
+        assert usage_from_gguf(fields) == {}
+    first = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": ["<s>"]}}]}
+    text = json.dumps(documents["gpt2"] | {"post_processor": first})
+    (tmp_path / "tokenizer.json").write_text(text)
+    assert usage_from_folder(tmp_path) == {}
+
+
 @pytest.mark.parametrize("rows", [V - 1, V + 2000])
 def test_fields_of_other_weights_are_refused(rows, documents):
     fields = gguf_fields(documents["gpt2"], "gpt-2")

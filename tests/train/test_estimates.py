@@ -24,9 +24,12 @@ BASE = {
     "overrides",
     [
         {},
-        {"model.remat": "full", "train.num_microbatches": 4},
+        pytest.param({"model.remat": "full", "train.num_microbatches": 4}, marks=pytest.mark.slow),
         {"model.remat": "dots", "train.attention": "plain", "data.mask_documents": True},
-        {"model.vocab_size": 16384, "model.remat": "full", "data.batch_size": 8},
+        pytest.param(
+            {"model.vocab_size": 16384, "model.remat": "full", "data.batch_size": 8},
+            marks=pytest.mark.slow,
+        ),
         {"model.vocab_size": 16384, "model.remat": "full", "train.vocab_chunk": 1024},
         {"model.activation": "gelu", "model.norm": "layer", "model.num_kv_heads": 2,
          "model.dtype": "bfloat16", "optim.name": "sgd"},

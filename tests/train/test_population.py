@@ -223,7 +223,8 @@ def test_lanes_are_spread_over_devices(tmp_path):
         "assert population.lanes_at_once == 2, population.lanes_at_once\n"
         f"np.save({str(out)!r}, params)"
     )
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    flags = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **flags}, check=True)
     np.testing.assert_allclose(np.load(out), run_quadratic(6)[1], rtol=1e-6, atol=1e-6)
 

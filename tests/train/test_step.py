@@ -5,6 +5,7 @@ takes the transformer.
 """
 
 import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
@@ -343,9 +344,13 @@ print("own" if gap > 1e-3 else "shared")
 @pytest.fixture(scope="module")
 def two_devices():
     """What a child process with two forced CPU devices printed."""
-    code = "import os\nos.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'\n"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     child = subprocess.run(
-        [sys.executable, "-c", code + TWO_DEVICES], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", TWO_DEVICES],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
     )
     assert child.returncode == 0, child.stderr
     return child.stdout.strip()
