@@ -114,7 +114,9 @@ def draw(found: dict[str, list[tuple[int, float]]], limit_mib: float, path: str)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backends", nargs="*", default=["plain", "split", "chunked"])
     parser.add_argument("--lengths", type=int, nargs="*", default=[256, 512, 1024, 2048, 4096])
     parser.add_argument("--tokens", type=int, default=4096, help="of all rows, in the times")

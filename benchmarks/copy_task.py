@@ -85,7 +85,9 @@ def in_own_process(side: str, num_seeds: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=32, help="of jaxlm")
     parser.add_argument("--torch_seeds", type=int, default=4)

@@ -106,7 +106,9 @@ def serve_torch(side: str, folder: pathlib.Path, num_tokens: int, num_batches: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sides", default=",".join(SIDES), help="joined by commas")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=1000, help="in a block")

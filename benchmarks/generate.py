@@ -193,7 +193,9 @@ def compare(sides: list[str], batch_size: int, rounds: int, folder: str) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--weights", choices=("smollm2", "random"), default="smollm2")
     parser.add_argument("--sides", default=",".join(SIDES), help="joined by commas")

@@ -16,7 +16,9 @@ from jaxlm.reports.tables import print_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, default="large")
     parser.add_argument("--vocab_size", type=int, help="in place of the shape's")
     parser.add_argument("--batch_size", type=int, help="in place of the shape's")

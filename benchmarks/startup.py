@@ -120,7 +120,9 @@ def report_imports(launcher: Launcher, num_rows: int = 15) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--imports", action="store_true", help="list imports in place of timing")
     args, overrides = parser.parse_known_args()

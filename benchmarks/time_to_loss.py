@@ -45,7 +45,9 @@ def run_torch(data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=("jaxlm", "torch"))

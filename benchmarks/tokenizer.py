@@ -252,7 +252,9 @@ def compare_encoding(path: pathlib.Path, tokenizer_path: pathlib.Path, rounds: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=pathlib.Path, help="a UTF-8 text, in place of the plays")
     parser.add_argument("--sizes", default="1024,8192,32768", help="of vocabularies")
     parser.add_argument("--rounds", type=int, default=5)

@@ -68,7 +68,9 @@ def learning_rate(step):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--steps", type=int, default=STEPS, help="fewer only times the steps")
     args = parser.parse_args()

@@ -88,7 +88,9 @@ def serve_torch(shape: Shape, weights: pathlib.Path, compiled: bool, device: str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--sides", default=",".join(SIDES), help="joined by commas")
     parser.add_argument("--rounds", type=int, default=7)

@@ -8,8 +8,6 @@ import functools
 import gc
 import importlib.metadata
 import os
-import pathlib
-import resource
 import signal
 
 # A shell starts what is put into its background with Ctrl-C ignored, and processes that tests start
@@ -44,17 +42,28 @@ from jaxlm.models.transformer import TransformerConfig
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
-KEPT_BYTES = 1 << 30  # of a process, until it forgets its compiled programs
+MOST_PROGRAMS = 600  # of some MiB each, until a process forgets them
 SMALL = TransformerConfig(vocab_size=13, context_length=12, num_layers=2, d_model=16, num_heads=4)
+
+_compiled = 0  # programs, since they were forgotten
+
+
+def _count(event, duration, **about):
+    global _compiled
+    _compiled += event.endswith("backend_compile_duration")
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_are_not_kept_for_ever():
-    """JAX keeps what is compiled until its process ends: gigabytes, of all files together."""
+    """JAX keeps them until its process ends: gigabytes, of all files together."""
     yield
-    statm = pathlib.Path("/proc/self/statm")
-    if statm.exists() and int(statm.read_text().split()[1]) > KEPT_BYTES // resource.getpagesize():
+    global _compiled
+    if _compiled > MOST_PROGRAMS:
         jax.clear_caches()
+        _compiled = 0
 
 
 @functools.cache

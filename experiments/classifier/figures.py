@@ -80,7 +80,8 @@ def curve(results: Results, kind: str) -> Figure:
         series,
         name=kind,
         title=f"{title} of the rarest class, {name}",
-        caption=f"{name} against the others, at every threshold: {over_seeds(results)}.{more}",
+        caption=f"{name.capitalize()} against the others, at every threshold: "
+        f"{over_seeds(results)}.{more}",
         x_label=x_label,
         y_label=y_label,
         y_limits=(0.0, 1.02),

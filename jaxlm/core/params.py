@@ -47,6 +47,7 @@ class ParamSpec:
 
     @property
     def stacked(self) -> bool:
+        """Whether it is that of N layers, [N, ...]."""
         return self.axes[:1] == (LAYERS,)
 
     @property
@@ -58,6 +59,7 @@ class ParamSpec:
 
     @property
     def size(self) -> int:
+        """How many numbers it has, those of all layers."""
         return math.prod(self.shape)
 
     @property

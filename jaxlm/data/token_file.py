@@ -41,9 +41,11 @@ class Tokenizer(Protocol):
     fingerprint: Any  # a text, which may be a cached property
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """V; ids are in range(V)."""
 
-    def encode_iterable(self, texts: Iterable[str], /) -> Iterable[np.ndarray]: ...
+    def encode_iterable(self, texts: Iterable[str], /) -> Iterable[np.ndarray]:
+        """The ids int[...] of the texts joined, in parts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +65,13 @@ class Header:
 
     @property
     def documents_offset(self) -> int:
+        """The byte at which the documents' records begin."""
         end = HEADER_BYTES + self.num_tokens * np.dtype(self.dtype).itemsize
         return end + -end % 8
 
     @property
     def file_bytes(self) -> int:
+        """The size of the whole file."""
         return self.documents_offset + self.num_documents * DOCUMENT.itemsize
 
     def seal(self, digest) -> "Header":
@@ -100,6 +104,7 @@ class TokenFile:
         weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
+        """How many ids there are."""
         return self.header.num_tokens
 
     def __getitem__(self, positions: np.ndarray | slice) -> np.ndarray:

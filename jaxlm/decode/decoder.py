@@ -24,10 +24,12 @@ class Decoder(NamedTuple):
 
 
 def decoder_of(model: LanguageModel) -> Decoder:
+    """What `Decoder` says, by a model's own functions; its params are the model's."""
     functions = model.init_cache, model.extend, model.take_back
     return Decoder(*functions, vocab_size(model), model.window)
 
 
 def vocab_size(model: LanguageModel) -> int:
+    """V, the last axis of its logits [B, S, V]: of its weights with a `vocab` axis."""
     specs = trees.flatten(model.specs).values()
     return next(s.shape[s.axes.index("vocab")] for s in specs if "vocab" in s.axes)

@@ -379,6 +379,9 @@ class Checkpointer:
             self._error = error
 
     def _delete_unneeded(self, just_written: int) -> None:
+        for path in (self._workdir / FOLDER).glob(f"{_TEMPORARY}*"):
+            # On NFS a folder stays until those who read it, such as an evaluation, are done.
+            shutil.rmtree(path, ignore_errors=True)
         manifests = _readable(self._workdir)
         keep = {just_written, *sorted(manifests)[-self._keep_last :]}
         keep.update(_ranking(manifests, self._metric)[: self._keep_best])
@@ -403,9 +406,9 @@ def _delete(path: pathlib.Path) -> None:
     doomed = path.with_name(_TEMPORARY + path.name)
     try:
         path.rename(doomed)  # so that no reader finds half of it
-        shutil.rmtree(doomed)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be deleted: {_reason(error)}") from None
+    shutil.rmtree(doomed, ignore_errors=True)  # else by the next save, see _delete_unneeded
 
 
 def _steps(workdir: str | os.PathLike) -> list[int]:
@@ -459,7 +462,7 @@ def _clear_leftovers(folder: pathlib.Path) -> None:
             else:
                 path.rename(whole)
         elif path.name.startswith(_TEMPORARY):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _discard(temporary: pathlib.Path) -> None:

@@ -23,7 +23,7 @@ from jaxlm.jobs.setup import backends_of, layout_of
 from jaxlm.models import kinds
 from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.optim.config import OptimConfig
-from jaxlm.reports.tables import print_table
+from jaxlm.reports.tables import column_widths, print_row, print_table
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import MeshConfig
 from jaxlm.train.program import hyper_values, place_program
@@ -58,7 +58,8 @@ def main(launch: Launch) -> int:
     model = cfg.model
     print(
         f"{name}: {model.summary}, {cfg.data.batch_size} x {model.context_length} random tokens "
-        f"of {model.vocab_size} ids, float32, no dropout; {NUM_STEPS} steps"
+        f"of {model.vocab_size} ids, float32, no dropout; {NUM_STEPS} steps",
+        flush=True,
     )
     differ = report(cfg)
     print(f"\n{'DIFFERENT: ' + ', '.join(differ) if differ else 'all layouts agree'}")
@@ -136,11 +137,9 @@ class Difference(NamedTuple):
 
 
 def report(cfg: RunConfig) -> list[str]:
-    """Prints the tables; returns the names of the layouts that differ from one device."""
+    """Prints the tables, each layout as it is done; returns those that differ from one device."""
     own = cfg.optim.name
-    rows = [["layout", "devices", "loss", "gradients", "parameters", f"with {own}", ""]]
-    issued = [["collectives a step", "kind", "number", "MB"]]
-    differ, impossible, wanted = [], [], {}
+    placed, impossible = {}, {}
     for name, mesh in MESHES.items():
         parallel = "pmap" if name == "pmap" else "jit"
         try:
@@ -149,11 +148,22 @@ def report(cfg: RunConfig) -> list[str]:
                 mesh=dataclasses.replace(mesh, whole=cfg.mesh.whole),
                 train=dataclasses.replace(cfg.train, parallel=parallel),
             )
-            placed = layout_of(here, kinds.param_specs(cfg.model)).description
+            placed[name] = here, layout_of(here, kinds.param_specs(cfg.model)).description
         except ValueError as error:  # of the config itself, or a ConfigError
-            rows.append([name, "", "", "", "", "", "not possible"])
-            impossible.append(f"{name}: {error}")
+            impossible[name] = f"{name}: {error}"
+    heading = ["layout", "devices", "loss", "gradients", "parameters", f"with {own}", ""]
+    numbers = [f"{0:.1e}"] * 4
+    rows = [[name, placed[name][1] if name in placed else "", *numbers, ""] for name in MESHES]
+    widths = column_widths([heading, *rows])
+    issued = [["collectives a step", "kind", "number", "MB"]]
+    differ, wanted = [], {}
+    print()
+    print_row(heading, widths, left=True)
+    for name in MESHES:
+        if name in impossible:
+            print_row([name, "", "", "", "", "", "not possible"], widths, left=True)
             continue
+        here, devices = placed[name]
         optims = {own: cfg.optim, SGD.name: SGD}
         got = {name: train(here, optim) for name, optim in optims.items()}
         wanted = wanted or got
@@ -165,12 +175,10 @@ def report(cfg: RunConfig) -> list[str]:
         what = "ok" if agrees else "DIFFERENT"
         what += f", not the same on all devices: {', '.join(unequal[:3])}" if unequal else ""
         numbers = [f"{x:.1e}" for x in (*exact, reported.params)]
-        rows.append([name, placed, *numbers, what])
+        print_row([name, devices, *numbers, what], widths, left=True)
         for kind, (count, num_bytes) in got[SGD.name].collectives.items():
             issued.append([name, kind, f"{count:,}", f"{num_bytes / 1e6:.2f}"])
-    print()
-    print_table(rows, left=True)
-    for line in impossible:
+    for line in impossible.values():
         print(line)
     print()
     print_table(issued, left=True)

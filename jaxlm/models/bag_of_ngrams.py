@@ -42,6 +42,7 @@ class Bag(NamedTuple):
 
 
 def param_specs(cfg: BagConfig) -> dict[str, Any]:
+    """embed [num_words + num_ngrams, D], words first, and head [D, C], zero at the start."""
     shape = (cfg.num_words + cfg.num_ngrams, cfg.d_model)
     return {
         "embed": ParamSpec(shape=shape, axes=("vocab", "embed"), init=_uniform),

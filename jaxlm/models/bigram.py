@@ -66,7 +66,7 @@ def hidden(
 
 
 def unembed(params: Params, x: Array) -> Array:
-    """x: `hidden` gives logits."""
+    """x f32[B, S, V], unchanged: `hidden` gives logits."""
     del params
     return x
 

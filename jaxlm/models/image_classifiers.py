@@ -97,6 +97,10 @@ def _dense(x, w):
 
 
 def conv_specs(cfg: ConvConfig) -> dict[str, Any]:
+    """conv_0, ...: w [3, 3, channels in, out] and bias [out]; then a dense classifier.
+
+    Each convolution is followed by a pooling that halves both sides: w [side * side * channels, C].
+    """
     specs, channels = {}, cfg.num_channels
     for n, width in enumerate(cfg.widths):
         axes = ("height", "width", "channels_in", "channels")
@@ -128,6 +132,10 @@ def conv_forward(
 
 
 def vision_specs(cfg: VisionTransformerConfig) -> dict[str, Any]:
+    """patches w [patch * patch * channels, D], cls [D], positions [S, D], classifier w [D, C].
+
+    S: the patches, and the cls token before them. The layers are of `transformer.layer_specs`.
+    """
     layers = cfg.layers
     table = ParamSpec(
         shape=(layers.context_length, cfg.d_model),

@@ -8,10 +8,20 @@ def print_table(rows: Sequence[Sequence[str]], left: bool = False) -> None:
 
     left: all columns to the left.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = column_widths(rows)
     for row in rows:
-        padded = [
-            cell.ljust(width) if left or i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(padded).rstrip())
+        print_row(row, widths, left)
+
+
+def column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The characters of each column's widest cell."""
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def print_row(row: Sequence[str], widths: Sequence[int], left: bool = False) -> None:
+    """One row of such a table, at once: of one whose rows take their time."""
+    padded = [
+        cell.ljust(width) if left or i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    print("  ".join(padded).rstrip(), flush=True)

@@ -52,6 +52,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """V; ids are in range(V)."""
         return len(self.pieces)
 
     @functools.cached_property

@@ -266,6 +266,29 @@ def test_retention_keeps_what_was_just_written_though_later_steps_are_there(run)
     assert saved_steps(run) == [5, 20]
 
 
+def test_what_another_process_still_reads_is_deleted_later(run, monkeypatch):
+    """On NFS its folder cannot be removed until then, which is no reason to end a run."""
+    rmdir, read = os.rmdir, True
+
+    def busy(path, **where):
+        if read and "step_00000010" in str(path):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        rmdir(path, **where)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    with Checkpointer(run, keep_best=0) as checkpointer:
+        checkpointer.save(30, make_state())
+    there = lambda: sorted(os.listdir(run / "checkpoints"))  # noqa: E731
+    assert there() == [".tmp-step_00000010", "step_00000020", "step_00000030"]
+    with Checkpointer(run, keep_best=0) as checkpointer:  # nor not to begin one
+        checkpointer.save(40, make_state())
+        checkpointer.wait()
+        assert there() == [".tmp-step_00000010", "step_00000030", "step_00000040"]
+        read = False
+        checkpointer.save(50, make_state())
+    assert there() == ["step_00000040", "step_00000050"]
+
+
 def test_metrics_known_later_decide_what_is_kept(tmp_path):
     with Checkpointer(tmp_path, keep_last=1) as checkpointer:
         for step, loss in {1: 2.0, 2: 1.0, 3: 3.0}.items():

@@ -100,6 +100,27 @@ def test_copies_of_one_part_that_differ_are_named():
     assert unequal_replicas(state) == ["b"]
 
 
+def test_a_layout_is_told_of_when_it_is_done(monkeypatch, capsys):
+    """Before the next one is compiled; the columns are those of the whole table."""
+    told = []
+
+    def train(cfg, optim):
+        told.append(capsys.readouterr().out)
+        return trained()
+
+    placed = types.SimpleNamespace(description="data 8")
+    monkeypatch.setattr(check_layouts, "train", train)
+    monkeypatch.setattr(check_layouts, "layout_of", lambda cfg, specs: placed)
+    check_layouts.report(checked_config(read_config("configs/plays.py"), shrink=True))
+    rows = [out for out in told if out]
+    assert [out.split("  ")[0].split("\n")[-1] for out in rows] == ["layout", *LAYOUTS[:-1]]
+    starts = {
+        out.strip("\n").splitlines()[-1].index(word)
+        for out, word in zip(rows, ["devices", *["data 8"] * 5], strict=True)
+    }
+    assert len(starts) == 1
+
+
 def test_a_config_is_made_to_divide_among_the_devices():
     cfg = read_config("configs/plays.py")
     checked = checked_config(cfg, shrink=False)
