@@ -28,7 +28,9 @@ CALLS = 500
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--saves", type=int, default=400)
     parser.add_argument("--leaves", type=int, default=50)
     args = parser.parse_args()

@@ -325,18 +325,19 @@ def _train(
     print(f"compiled  so far {compile_cache.counts()}")
     with (
         Recorder(cfg, folder, own, data, model, layout, hypers, start, started) as recorder,
-        Profiler(cfg.train, own, start, recorder.note) as profiler,
+        Profiler(cfg.train, own, recorder.note) as profiler,
     ):
         if found is not None:
             recorder.passed_over = tuple(map(tuple, found[1]["extra"].get("passed_over") or ()))
-        recorder.finish_edge(start, state)  # what a killed run saved but did not evaluate
+        # What a killed run saved but did not evaluate.
+        profiler.around(recorder.finish_edge)(start, state)
         while start < cfg.train.num_steps:
             state = loop(
                 state,
                 start=start,
                 num_steps=cfg.train.num_steps,
                 steps_per_call=cfg.train.steps_per_call,
-                hooks=[recorder.after_call, profiler.after_call],
+                hooks=[profiler.around(recorder.after_call)],
             )
             if (bad := recorder.bad) is None:
                 break

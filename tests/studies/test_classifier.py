@@ -45,10 +45,24 @@ ALL_MODELS = [(name, w) for name in (BAG, SCRATCH, PRETRAINED) for w in (False, 
 
 
 @pytest.fixture(scope="module")
-def results():
+def measured():
+    """The results, and {(model, weighted, seed): the logits of the test that were scored}."""
     plain = json.loads(json.dumps(cells(TINY)))  # as a cell that was kept
-    rows = [row for cell in plain for row in run.run_cell(cell)]
-    return Results(study="classifier", config=to_dict(TINY), rows=tuple(rows))
+    score_rows, logits = run.score_rows, {}
+
+    def kept(cfg, name, weighted, seed, values, test):
+        logits[name, weighted, seed] = np.asarray(values)
+        return score_rows(cfg, name, weighted, seed, values, test)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "score_rows", kept)
+        rows = [row for cell in plain for row in run.run_cell(cell)]
+    return Results(study="classifier", config=to_dict(TINY), rows=tuple(rows)), logits
+
+
+@pytest.fixture(scope="module")
+def results(measured):
+    return measured[0]
 
 
 def test_every_model_is_measured_on_every_sentence(results):
@@ -68,15 +82,28 @@ def test_every_model_is_measured_on_every_sentence(results):
     assert shares[0] == pytest.approx(negated * shares[1] + (1 - negated) * shares[2])
 
 
-def test_lanes_differ_by_what_they_should(results):
-    """Two lanes of one seed differ only by weights, start or teacher, and each of these shows."""
+ONE_APART = {  # lanes that differ by one thing
+    "weights of the bag": ((BAG, False), (BAG, True)),
+    "weights": ((SCRATCH, False), (SCRATCH, True)),
+    "weights after pretraining": ((PRETRAINED, False), (PRETRAINED, True)),
+    "start": ((SCRATCH, False), (PRETRAINED, False)),
+    "start of the weighted": ((SCRATCH, True), (PRETRAINED, True)),
+    "teacher": ((LABELS, True), (DISTILLED, True)),
+}
 
-    def area(model, weighted, seed):
-        rows = results.select("average_precision", model=model, weighted=weighted)
-        return rows.select(label="positive").values()[seed]
 
-    seen = [area(*key, seed) for key in ALL_MODELS for seed in (0, 1)]
-    assert len(set(seen)) > len(seen) / 2
+@pytest.mark.parametrize("what", ONE_APART)
+def test_what_two_lanes_of_a_seed_differ_by_shows_in_their_logits(measured, what):
+    _, logits = measured
+    a, b = ONE_APART[what]
+    for seed in (0, 1):
+        assert np.abs(logits[*a, seed] - logits[*b, seed]).max() > 1e-6
+
+
+def test_seeds_differ_and_agreement_is_a_share(measured):
+    results, logits = measured
+    for key in ALL_MODELS:
+        assert np.abs(logits[*key, 0] - logits[*key, 1]).max() > 1e-6
     assert all(0 <= value <= 1 for value in results.select("agreement").values())
 
 
