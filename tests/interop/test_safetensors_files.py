@@ -143,3 +143,8 @@ def test_an_index_that_lies_is_refused(edit, message, tmp_path):
     with pytest.raises(ConfigError) as refused:
         open_folder(tmp_path)
     assert message in str(refused.value)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no model\.safetensors"):
+        open_folder(tmp_path)

@@ -55,6 +55,25 @@ def cells():
     return study.cells(run.resolve(TINY))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_program_for_all_lengths():
+    """To the programs of gradients the masks, in which cells differ, are inputs."""
+
+    def once(make):
+        made = []
+
+        def first(cell):
+            made[:] = made or [make(cell)]
+            return made[0]
+
+        return first
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("make_gradients", "make_row_gradients"):
+            patch.setattr(run, name, once(getattr(run, name)))
+        yield
+
+
 def cell_of(cells, **fields):
     [cell] = [c for c in cells if all(c.get(name) == v for name, v in fields.items())]
     return cell
