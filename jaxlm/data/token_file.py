@@ -43,9 +43,11 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """V; ids are in range(V)."""
+        ...
 
     def encode_iterable(self, texts: Iterable[str], /) -> Iterable[np.ndarray]:
         """The ids int[...] of the texts joined, in parts."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -271,6 +271,8 @@ def config_from_json(values: Mapping[str, Any], where: str) -> TransformerConfig
             isinstance(value, bool) if wanted is bool else number and wanted(value) == value
         ):
             raise ConfigError(f"{where}: {theirs}={value!r}: expected {wanted.__name__}")
+        if value is not None:
+            ours[name] = wanted(value)  # 2.0 layers are 2
     rotary = {}
     if arch.always["positions"] == "rope":
         rotary = {"rope_layout": "half", "rope_scaling": rope_scaling}

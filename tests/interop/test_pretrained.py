@@ -233,7 +233,10 @@ def test_a_window_that_is_not_used_is_none(folders, tmp_path):
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "is a feature"),
         # Weights that are not those of the config.
         ("llama", {"num_hidden_layers": 1}, "model.layers.1.input_layernorm.weight [16] is no"),
-        ("llama", {"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
+        *(
+            ("llama", {"num_hidden_layers": n}, "model.layers.2.input_layernorm.weight is missing")
+            for n in (3, 3.0, 2**63)
+        ),
         (
             "llama",
             {"intermediate_size": 20},
