@@ -3,9 +3,17 @@
 Further fields are free. A number that was not finite is null.
 """
 
+from typing import Any
+
 from jaxlm.core.json_forms import count, finite
 
-_NUMBER = (finite, None)
+
+def float32(value: Any) -> bool:
+    """A number of float32's size, as a step gives them; axes cannot be drawn to 1e308."""
+    return finite(value) and abs(value) < 3.5e38
+
+
+_NUMBER = (float32, None)
 _COUNT = (count, None)
 _TEXT = (str, None)
 
@@ -14,7 +22,8 @@ OF_A_STEP = {"step": count}
 METRICS = {
     **OF_A_STEP,
     "split": ("train", "validation"),
-    **dict.fromkeys(("loss", "perplexity", "bits_per_byte", "num_tokens"), _NUMBER),
+    "perplexity": (finite, None),
+    **dict.fromkeys(("loss", "bits_per_byte", "num_tokens"), _NUMBER),
     **dict.fromkeys(("learning_rate", "grad_norm", "update_norm"), _NUMBER),
 }
 SAMPLE = {**OF_A_STEP, "temperature": _NUMBER, "prompt": _TEXT, "text": _TEXT}
@@ -28,11 +37,12 @@ TIMING = {
 CONFIG = {"config": {"train": ({"num_steps": _COUNT}, None)}}
 SUMMARY = {
     "step": count,
-    **dict.fromkeys(("val_loss", "val_perplexity", "val_bits_per_byte"), _NUMBER),
+    "val_perplexity": (finite, None),
+    **dict.fromkeys(("val_loss", "val_bits_per_byte"), _NUMBER),
     **dict.fromkeys(("num_params", "tokens_seen", "peak_memory_bytes"), _NUMBER),
     **dict.fromkeys(("seconds", "tokens_per_s", "flops_per_s", "mfu", "mfu_causal"), _NUMBER),
 }
-SCHEDULE = [[count, finite]]  # (step, learning rate)
+SCHEDULE = [[count, float32]]  # (step, learning rate)
 CHECKPOINT_EXTRA = {
     **dict.fromkeys(("corpus", "tokenizer", "frozen"), _TEXT),
     "passed_over": ([[count, count]], None),

@@ -218,3 +218,11 @@ def test_values_that_were_not_finite_leave_gaps(tmp_path):
     page, _ = report(run)
     charts = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
     assert charts == ["Learning rate", "Update norm", "Speed"]
+
+
+def test_a_loss_that_no_step_gives_is_left_out(tmp_path):
+    folder = write_run(tmp_path / "run", steps=2)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "split": "train", "loss": 1e+308}\n')
+    write_run_report(folder)
+    assert "metrics.jsonl: 1 unreadable line" in (folder / "report.html").read_text()
