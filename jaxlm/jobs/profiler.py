@@ -19,7 +19,7 @@ class Profiler:
     """A context manager; what happens between the steps is to be called through `around`."""
 
     def __init__(self, cfg: TrainConfig, folder: pathlib.Path, note: Callable[[str], None]):
-        self._steps = profiled_steps(cfg)
+        self._first, self._last = profiled_steps(cfg) or (0, 0)  # none of the steps
         self._folder, self._note = folder / PROFILE_FOLDER, note
         self._running = False
 
@@ -38,12 +38,12 @@ class Profiler:
         """
 
         def call(step: int, *args: Any) -> Any:
-            if self._running and step >= self._steps[1]:
+            if self._running and step >= self._last:
                 self._stop()
                 self._report()
             with jax.profiler.TraceAnnotation(ASIDE):
                 result = hook(step, *args)
-            if self._steps and not self._running and self._steps[0] <= step < self._steps[1]:
+            if not self._running and self._first <= step < self._last:
                 self._begin(step)
             return result
 
@@ -61,7 +61,7 @@ class Profiler:
 
     def _report(self) -> None:
         profile = read_profile(self._folder, ASIDE)
-        for line in describe(profile, self._steps[1] - self._started):
+        for line in describe(profile, self._last - self._started):
             self._note(line)
         self._note(f"profile   {self._folder}, for xprof; *.trace.json.gz for ui.perfetto.dev")
 
