@@ -13,7 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.checks import check_multiple, check_not_empty, check_positive, check_rising
+from experiments.checks import (
+    check_at_most,
+    check_multiple,
+    check_not_empty,
+    check_positive,
+    check_rising,
+)
 from experiments.comparing import band, difference, lowest_mean
 from jaxlm.analysis.claims import Claim, weigh
 from jaxlm.analysis.statistics import Interval, brief, mean_interval
@@ -67,6 +73,7 @@ class Config:
         check_positive(self)
         check_rising(self, "peak_lrs")
         check_multiple(self, "num_steps", "eval_every")
+        check_at_most(self, "warmup_steps", "num_steps")
         if self.far >= self.context_length:
             raise ValueError(f"far={self.far} must be below context_length={self.context_length}")
 

@@ -162,5 +162,7 @@ def test_figures_and_tables_show_every_model():
 
 
 def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="warmup_steps=2000 must be at most num_steps=1000"):
+        Config(warmup_steps=2000)
     with pytest.raises(ValueError, match="far=64 must be below context_length=64"):
         Config(far=64)
