@@ -43,8 +43,9 @@ def test_the_attention_of_the_run_is_on_trial(prove, monkeypatch, capsys):
 
     monkeypatch.setitem(backends.BACKENDS, "chunked", leaky)
     assert prove({"train.attention": "chunked", "data.mask_documents": "false"}) == 1
-    verdicts = capsys.readouterr().out.splitlines()[1:]
+    *verdicts, figure = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in verdicts] == ["disproved", "proved", "proved"] * 2
+    assert figure == "figure    none; --workdir=FOLDER draws the matrices"
     assert "(t, s) = (0, 1): logits[0] depend" in verdicts[0]
 
 
