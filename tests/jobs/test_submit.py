@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import types
 
@@ -158,7 +159,7 @@ SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
+SlurmdSpoolDir={folder}/%n
 SlurmUser=root
 SlurmdUser=root
 SwitchType=switch/none
@@ -173,12 +174,15 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 @pytest.fixture
-def slurm(tmp_path):
-    """The environment of a cluster of this machine alone as two nodes, started for the test."""
+def slurm():
+    """The environment of a cluster of this machine alone as two nodes, started for the test.
+
+    In a folder with a short name: a path of its sockets has 108 bytes at most.
+    """
     if not all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch"))) or os.getuid():
         pytest.skip("needs slurm-wlm and root")
-    folder = tmp_path / "slurm"
-    (folder / "state").mkdir(parents=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="slurm"))
+    (folder / "state").mkdir()
     ports = []
     with contextlib.ExitStack() as stack:
         for _ in range(3):
@@ -187,7 +191,7 @@ def slurm(tmp_path):
             ports.append(free.getsockname()[1])
     host = socket.gethostname().split(".")[0]
     # The first one's name must be found: there the processes meet.
-    nodes = [host, f"{host}-second"]
+    nodes = [host, f"{host}-2"]
     places = {"host": host, "nodes": nodes, "folder": folder, "ports": ports}
     config = SLURM.format(cpus=os.cpu_count(), **places)
     (folder / "slurm.conf").write_text(config)
@@ -208,6 +212,7 @@ def slurm(tmp_path):
         for name in (*(f"{node}.pid" for node in nodes), "slurmctld.pid", "munge.pid"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int((folder / name).read_text()), signal.SIGTERM)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
