@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec, truncated_normal, xavier, zeros
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.dropout import dropout as drop
@@ -73,7 +74,7 @@ def param_specs(cfg: ConvolutionConfig) -> dict[str, Any]:
     """Every weight of the model, by path."""
     V, N, K, D = cfg.vocab_size, cfg.num_layers, cfg.kernel_size, cfg.d_model
     if not V:
-        raise ValueError("vocab_size must be given before the weights can be declared")
+        raise ConfigError("model.vocab_size must be given before the weights can be declared")
     init = xavier(cfg.init_scale)
 
     def taps(*outputs):

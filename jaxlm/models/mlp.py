@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec, ones, truncated_normal, xavier, zeros
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.dropout import dropout as drop
@@ -82,7 +83,7 @@ def param_specs(cfg: MlpConfig) -> dict[str, Any]:
     """Every weight of the model as it is trained, by path."""
     V, W, E, D = cfg.vocab_size, cfg.window, cfg.d_embed, cfg.d_model
     if not V:
-        raise ValueError("vocab_size must be given before the weights can be declared")
+        raise ConfigError("model.vocab_size must be given before the weights can be declared")
     vector = functools.partial(ParamSpec, num_in=0)
     taps = functools.partial(ParamSpec, num_in=2)
     specs = {

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec, orthogonal, truncated_normal, xavier, zeros
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn import recurrent as cells
@@ -84,7 +85,7 @@ def param_specs(cfg: RecurrentConfig) -> dict[str, Any]:
     """Every weight of the model, by path."""
     N, D, V, G = cfg.num_layers, cfg.d_model, cfg.vocab_size, cells.GATES[cfg.kind]
     if not V:
-        raise ValueError("vocab_size must be given before the weights can be declared")
+        raise ConfigError("model.vocab_size must be given before the weights can be declared")
     matrix = functools.partial(
         ParamSpec, shape=(N, D, G, D), axes=("layers", "embed", "gates", "hidden")
     )

@@ -16,6 +16,7 @@ from flax import struct
 
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec, ones, truncated_normal, xavier, zeros
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.attention import attend as plain_attend
@@ -229,7 +230,7 @@ def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
     """Every weight of the model, by path."""
     D, V = cfg.sizes.D, cfg.sizes.V
     if not V:
-        raise ValueError("vocab_size must be given before the weights can be declared")
+        raise ConfigError("model.vocab_size must be given before the weights can be declared")
     sigma = D**-0.5 if cfg.tied_head else 1.0
     table = functools.partial(ParamSpec, axes=("vocab", "embed"))
     specs = {"embed": table(shape=(V, D), init=truncated_normal(sigma)), **layer_specs(cfg)}

@@ -197,12 +197,14 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(a)
     out = tmp_path / "out"
+    without = write_run(tmp_path / "without", {"model.vocab_size": "none"})
     for message, folders, options in (
         ("--job=compare needs --runs", [], {}),
         ("--job=compare needs --runs", [" "], {}),
         ("empty: holds no run", [a, empty], {}),
         ("missing: holds no run", [a, tmp_path / "missing"], {}),
         ("link: given twice", [a, tmp_path / "link"], {}),
+        ("model.vocab_size must be", [a, without], {}),
         ("--output=xml", [a], {"output": "xml"}),
         ("--config: --job=compare uses", [a], {"config": "x.py"}),
         ("--config.seed: --job=compare uses", [a], {"overrides": {"seed": "1"}}),
