@@ -66,7 +66,7 @@ class _Run:
 
     @property
     def planned_steps(self) -> int | None:
-        return self.config.get("train", {}).get("num_steps")
+        return (self.config.get("train") or {}).get("num_steps")  # null is as good as missing
 
     def _json(self, name: str, form: Any) -> Any:
         try:

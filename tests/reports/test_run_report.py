@@ -194,6 +194,11 @@ def test_a_missing_or_broken_file_is_said_and_the_rest_is_there(tmp_path, no_cha
     assert "Left out: " + name in page.text and problem in page.text
 
 
+def test_a_config_whose_train_is_null_is_one_without(tmp_path, no_charts):
+    (tmp_path / "config.json").write_text('{"config": {"train": null}}')
+    assert "Step 0" in write_run_report(tmp_path).read_text()
+
+
 def test_an_empty_folder(tmp_path, no_charts):
     page, _ = report(tmp_path)
     assert page.headings == SECTIONS
