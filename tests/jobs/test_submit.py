@@ -209,9 +209,14 @@ def slurm():
             time.sleep(1)
         yield env
     finally:
-        for name in (*(f"{node}.pid" for node in nodes), "slurmctld.pid", "munge.pid"):
+        ends = [folder / f"{node}.pid" for node in nodes]
+        ends += [folder / "slurmctld.pid", folder / "munge.pid"]
+        for file in ends:
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int((folder / name).read_text()), signal.SIGTERM)
+                os.kill(int(file.read_text()), signal.SIGTERM)
+        deadline = time.monotonic() + 30
+        while any(file.exists() for file in ends) and time.monotonic() < deadline:
+            time.sleep(0.1)  # they write their state once more
         shutil.rmtree(folder, ignore_errors=True)
 
 
