@@ -232,6 +232,23 @@ def _fail():
     raise ValueError
 
 
+def check_choices(config: Any) -> None:
+    """Raises ValueError where a field of a Literal type holds something else.
+
+    A dataclass does not check its types, and what asks `norm == "rms"` takes "rmsnorm" for the
+    other one: a model built from Python would quietly be another.
+    """
+    for name, declared in typing.get_type_hints(type(config)).items():
+        several = typing.get_origin(declared) is tuple
+        choices = typing.get_args(declared)[0] if several else declared
+        if typing.get_origin(choices) is not typing.Literal:
+            continue
+        given, known = getattr(config, name), typing.get_args(choices)
+        for value in given if several else (given,):
+            if value not in known:
+                raise ValueError(f"{name}={value}: expected {_describe(choices)}")
+
+
 def check_numbers(config: Any) -> None:
     """Raises ConfigError for a number too large or too small for int32 or float32."""
     for path, given in flatten(config).items():

@@ -19,6 +19,7 @@ from flax import struct
 
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import check_choices
 from jaxlm.core.params import ParamSpec, zeros
 from jaxlm.models.api import LanguageModel
 from jaxlm.nn.windows import append, windows
@@ -43,6 +44,7 @@ class NgramConfig:
     alpha: float = 1.0
 
     def __post_init__(self):
+        check_choices(self)
         if not 1 <= self.order <= 5:
             raise ValueError(f"order={self.order} must be 1 to 5")
         if self.alpha <= 0:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import ConfigError
+from jaxlm.core.config import ConfigError, check_choices
 from jaxlm.core.params import ParamSpec, orthogonal, truncated_normal, xavier, zeros
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn import recurrent as cells
@@ -45,6 +45,7 @@ class RecurrentConfig(ModelConfig):
     NUMBERS: ClassVar[tuple[str, ...]] = ("dropout", "init_scale")
 
     def __post_init__(self):
+        check_choices(self)
         self.check_counts("vocab_size", "context_length", "num_layers", "d_model")
         self.check_dropout()
         if self.kind != "gru" and self.reset != "after":

@@ -16,7 +16,7 @@ from flax import struct
 
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import ConfigError
+from jaxlm.core.config import ConfigError, check_choices
 from jaxlm.core.params import ParamSpec, ones, truncated_normal, xavier, zeros
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.attention import attend as plain_attend
@@ -75,6 +75,7 @@ class TransformerConfig(ModelConfig):
     )
 
     def __post_init__(self):
+        check_choices(self)
         counts = ("vocab_size", "context_length", "num_layers", "d_model", "num_heads")
         self.check_counts(*counts, "num_kv_heads", "head_dim", "d_ff", "window", "scan_unroll")
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
