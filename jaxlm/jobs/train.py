@@ -296,7 +296,7 @@ def _train(
     for name in (METRICS_FILE, SAMPLES_FILE):
         Recorder.cut_back(own / name, start)
 
-    workdir.save_json(own / PROVENANCE_FILE, provenance.collect(cfg.seed))
+    provenance.save(own / PROVENANCE_FILE, cfg.seed, goes_on=start > 0)
     table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=200)
     workdir.save_json(own / SCHEDULE_FILE, [[n + 1, rate] for n, rate in table])
 
@@ -355,7 +355,7 @@ def _train(
             if recorder.signal is not None:
                 break
         if recorder.signal is not None:
-            recorder.save(state)
+            recorder.stop(state)
             print(f"stopped   by {recorder.signal.name}; the run is saved, go on with:")
             print(f"          python launch.py --workdir={folder}")
             return 128 + recorder.signal
@@ -364,7 +364,8 @@ def _train(
     if not processes.is_writer():
         return 0
     report = write_run_report(folder)
-    print(f"report    {report}  ({time.perf_counter() - started:.1f} s in all)")
+    of = "in all" if found is None else "since this start"
+    print(f"report    {report}  ({time.perf_counter() - started:.1f} s {of})")
     return 0
 
 
