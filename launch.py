@@ -133,6 +133,7 @@ def parse(argv: list[str]) -> dict[str, str]:
                 raise ConfigError(f"{FLAG}{path}: given twice")
             overrides[path] = value
         else:
+            arg = "--help" if arg == "-h" else arg
             name = arg.partition("=")[0]
             if name.startswith("--") and name in names:
                 raise ConfigError(f"{name}: given twice")
@@ -143,7 +144,8 @@ def parse(argv: list[str]) -> dict[str, str]:
     except SystemExit:  # --help was answered; absl counts that as an error
         sys.exit(0)
     except flags.UnrecognizedFlagError as error:
-        near = nearest(error.flagname, [flag.name for flag in _FLAGS])
+        near = jobs.field_meant(error.flagname)
+        near = near or nearest(error.flagname, [flag.name for flag in _FLAGS])
         raise ConfigError(f"--{error.flagname}: no such flag{near}; see --help") from None
     except flags.Error as error:
         raise ConfigError(" ".join(str(error).split())) from None

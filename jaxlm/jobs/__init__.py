@@ -87,6 +87,11 @@ def check_flags(flags: Any, job: str) -> None:
             raise ConfigError(f"--{name}={flags[name].value}: only {use} reads it; leave it out")
 
 
+def field_meant(flag: str) -> str:
+    """What to say of a flag that there is not, where it is the name of a config's field; or ""."""
+    return importlib.import_module("jaxlm.jobs.configs").field_meant(flag)
+
+
 def run(name: str, launch: Launch) -> int:
     """Runs a job of `JOBS` or `BY_FLAG` by name; returns the exit code of the process."""
     return importlib.import_module(f"jaxlm.jobs.{MODULES.get(name, name)}").main(launch) or 0

@@ -216,10 +216,12 @@ def result_line(summary: dict[str, Any]) -> str:
     """One line with what a run came to."""
     if summary.get("val_loss") is None:
         return f"step {summary['step']}, no validation loss that is finite"
+    count = summary.get("val_num_tokens")  # with train.eval_batches not all that there are
     return (
         f"step {summary['step']}, validation loss {summary['val_loss']:.4f} nats a token, "
         f"perplexity {summary['val_perplexity']:.2f}, "
         f"{summary['val_bits_per_byte']:.3f} bits a byte"
+        + (f", over {count:,} tokens of validation text" if count else "")
     )
 
 
@@ -240,7 +242,7 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
     print(
         f"data      {corpus.name}: {corpus.num_bytes:,} bytes in {corpus.num_documents} documents; "
         f"{train.num_tokens:,} tokens to train, {data.validation.num_tokens:,} to validate; "
-        f"{tokenizer.vocab_size} {tokenizer.kind}"
+        f"a vocabulary of {tokenizer.vocab_size:,} ({tokenizer.kind})"
     )
     epochs = cfg.train.num_steps * cfg.data.batch_size / windows
     print(f"model     {params_lib.count_params(model.specs):,} parameters: {cfg.model.summary}")
@@ -258,8 +260,16 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
         f"{cfg.model.context_length} tokens are {epochs:.2f} epochs"
     )
     table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=8)
-    steps = "  ".join(f"{n + 1}: {rate:.2e}" for n, rate in table)
+    rates = [(n + 1, f"{rate:.2e}") for n, rate in table]
+    among = zip([None, *rates], rates, [*rates[1:], None], strict=False)
+    turns = [now for before, now, after in among if not _same_rate(before, now, after)]
+    steps = "  ".join(f"{step}: {rate}" for step, rate in turns)
     print(f"optimizer {cfg.optim.name}, {cfg.optim.schedule}; learning rate by step: {steps}")
+
+
+def _same_rate(*rows: tuple[int, str] | None) -> bool:
+    """Whether the rate is the same in all, so that a table can do without the one in the midst."""
+    return len({row and row[1] for row in rows}) == 1
 
 
 def _train(

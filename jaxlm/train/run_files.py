@@ -39,6 +39,7 @@ SUMMARY = {
     "step": count,
     "val_perplexity": (finite, None),
     **dict.fromkeys(("val_loss", "val_bits_per_byte"), _NUMBER),
+    "val_num_tokens": _COUNT,
     **dict.fromkeys(("num_params", "tokens_seen", "peak_memory_bytes"), _NUMBER),
     **dict.fromkeys(("seconds", "tokens_per_s", "flops_per_s", "mfu", "mfu_causal"), _NUMBER),
 }
