@@ -7,6 +7,7 @@
   python launch.py --job=explain --workdir=runs/a --prompt="To be, or not to be"
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=tokenizer --config.tokenizer.vocab_size=8192 --config.data.path=FILE
+  python launch.py --job=fields                           every setting, and what it does
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
   python launch.py --job=prove_causal --config=FILE       that no prediction sees its own target
   python launch.py --job=verify_resume --config=FILE      that a killed run ends as an unbroken one

@@ -17,6 +17,7 @@ JOBS = {
     "chat": "a conversation with a run's model, by its own chat template",
     "explain": "a page on a text: loss by token, attention, what each layer would predict",
     "tokenizer": "train a tokenizer on text, save it, and show what it makes of the text",
+    "fields": "every field of a config: its value, what it may be, and what it does",
     "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
     "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",
     "check_layouts": "a config's step on 8 devices, under every layout, against one device",
