@@ -27,6 +27,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -36,6 +37,15 @@ from drawn import draw_params
 from jaxlm.data.batches import Batch
 from jaxlm.models import transformer
 from jaxlm.models.transformer import TransformerConfig
+
+# The same examples every time, and none that a busy machine could be too slow for.
+hypothesis.settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 # Tracing makes millions of objects that stay: searched for garbage as often as Python would by
 # itself, they take a tenth of the time of the tests.
