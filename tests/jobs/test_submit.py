@@ -182,11 +182,11 @@ def slurm():
     """
     if not all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch"))) or os.getuid():
         pytest.skip("needs slurm-wlm and root")
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="slurm"))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
     (folder / "state").mkdir()
     host = socket.gethostname().split(".")[0]
     # The first one's name must be found: there the processes meet.
-    nodes = ["localhost", "localhost-2"]
+    nodes = [host, f"{host}-2"]
     places = {"host": host, "nodes": nodes, "folder": folder, "ports": free_ports(3)}
     config = SLURM.format(cpus=os.cpu_count(), **places)
     (folder / "slurm.conf").write_text(config)
