@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from job_runs import LAUNCH, ROOT, snapshot
 
+from jaxlm.core.config import apply_overrides
 from jaxlm.io import checkpoints
+from jaxlm.jobs.sweep import table_rows
+from jaxlm.train.config import RunConfig
+from jaxlm.train.program import hyper_values
 
 SWEEP = """
 from jaxlm.core.sweep import axis, product
@@ -76,6 +80,23 @@ def test_a_point_is_the_run_of_its_config(launch, swept, tmp_path):
     alone = json.loads((tmp_path / "run/summary.json").read_text())
     [final] = [r for r in table(folder) if r["point"] == "3" and r["step"] == "16"]
     assert float(final["val_loss"]) == pytest.approx(alone["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["skip", "stop"])
+def test_the_rate_in_the_table_is_that_of_the_updates_done(mode):
+    """Of two lanes the second skips the first step of the call, as it did two before."""
+    cfg = apply_overrides(
+        RunConfig(), {"train.num_steps": 40, "train.log_every": 1, "train.on_nonfinite": mode}
+    )
+    ok = np.array([[1, 1, 1], [0, 1, 1]], np.float32)
+    values = {"loss": np.ones((2, 3)), "finite": ok}
+    num_skipped = np.array([0, 2]) if mode == "skip" else np.zeros(2, int)
+    numbers = hyper_values(apply_overrides(cfg, {"optim.warmup_steps": 20}))
+    rows = table_rows([cfg] * 2, [0, 1], [numbers] * 2, 13, 10 - num_skipped, values, {})
+    updates = {0: [10, 11, 12], 1: [8, 8, 9] if mode == "skip" else [10, 11, 12]}
+    for place, counts in updates.items():
+        rates = [row["learning_rate"] for row in rows if row["point"] == place]
+        np.testing.assert_allclose(rates, [1e-3 * n / 20 for n in counts], rtol=1e-6)
 
 
 def test_a_finished_sweep_trains_nothing_again(launch, config, sweep_file, swept):
