@@ -262,8 +262,9 @@ def describe(run: Run) -> None:
     table = schedule_table(cfg.optim.schedule, run.hypers, cfg.train.num_steps, rows=8)
     rates = [(n + 1, f"{rate:.2e}") for n, rate in table]
     among = zip([None, *rates], rates, [*rates[1:], None], strict=False)
-    turns = [now for before, now, after in among if not _same_rate(before, now, after)]
-    steps = "  ".join(f"{step}: {rate}" for step, rate in turns)
+    # Not the steps between two of the same rate.
+    turns = [row for row in among if len({each and each[1] for each in row}) > 1]
+    steps = "  ".join(f"{step}: {rate}" for _, (step, rate), _ in turns)
     print(f"optimizer {cfg.optim.name}, {cfg.optim.schedule}; learning rate by step: {steps}")
     print(f"attention {run.backends}")
     if jax.device_count() > 1:
@@ -297,11 +298,6 @@ def starting_state(
     part = "params" if cfg.lora.rank is None else "frozen"
     state = state.replace(**{part: base.params})
     return 0, state, f"weights   of step {base.step} of {cfg.train.init_from}"
-
-
-def _same_rate(*rows: tuple[int, str] | None) -> bool:
-    """Whether the rate is the same in all, so that a table can do without the one in the midst."""
-    return len({row and row[1] for row in rows}) == 1
 
 
 def _train(
