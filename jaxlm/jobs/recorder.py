@@ -140,13 +140,11 @@ class Recorder:
         if self.bad is not None and self.cfg.train.on_nonfinite != "skip":
             return True
         tokens = num_steps * self.cfg.data.batch_size * self.cfg.model.context_length
-        self._log_speed(step, seconds / num_steps, tokens / seconds)
+        speed = self._log_speed(step, seconds / num_steps, tokens / seconds)
         if self._due(step, self.cfg.train.save_every):
             self.save(state)
         val_loss = self.finish_edge(step, state)
-        self._progress.update(
-            step, loss=metrics["loss"][-1], tokens_per_s=tokens / seconds, val_loss=val_loss
-        )
+        self._progress.update(step, loss=metrics["loss"][-1], tokens_per_s=speed, val_loss=val_loss)
         # One of several processes may have been asked alone: all end at the same step.
         self._stop = (
             signal.Signals(n) if (n := processes.largest(self._stop_request() or 0)) else None
@@ -290,19 +288,21 @@ class Recorder:
             if self._num_skipped == 1:
                 self.bad = BadStep(done, problem, finite)
 
-    def _log_speed(self, step: int, seconds_per_step: float, tokens_per_s: float) -> None:
+    def _log_speed(self, step: int, seconds_per_step: float, tokens_per_s: float) -> float | None:
+        """Returns the speed to show; None of a call that compiled, whose time is mostly that."""
         compiled = compile_cache.counts() - self._compiled
         record = {"step": step, "seconds_per_step": seconds_per_step, "tokens_per_s": tokens_per_s}
-        if compiled.programs:  # this call's time is mostly compilation
+        if compiled.programs:
             self._compiled = compile_cache.counts()
             record = {"event": "compile", "step": step, **vars(compiled)}
             self._timings.append({**record, "elapsed_s": self._elapsed()})
             self._progress.note(f"compiled  {compiled}")
-            return
+            return None
         self._speeds.append(tokens_per_s)
         if step % self.cfg.train.log_every == 0:
             more = {"peak_memory_bytes": _peak_memory(), "elapsed_s": self._elapsed()}
             self._timings.append({**record, **more})
+        return tokens_per_s
 
     def _attempt(self, what: str, compute: Callable[[], Any]) -> Any:
         """`compute()`, or None where it fails: that is said, and no reason to end training."""
