@@ -59,8 +59,9 @@ def make_train_step(
                 return jax.tree.map(jnp.add, total, (grads, metrics)), None
 
             one = jax.tree.map(lambda x: x[0], (parts, keys))
-            shapes = jax.eval_shape(lambda each: gradients(state.carry, *each), one)
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0]))
+            rest = (state.frozen, state.carry, state.hypers, *one)
+            _, (sums, _) = jax.eval_shape(loss_fn, state.params, *rest)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, sums))
             (grads, metrics), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
             carry = state.carry
         if axis_name is not None:
