@@ -35,10 +35,10 @@ def main() -> None:
     from jaxlm.data.batches import Batch
     from jaxlm.jobs.devices import one_cpu_device_per_core
     from jaxlm.jobs.setup import backends_of
+    from jaxlm.train.calls import scan_apart
     from jaxlm.train.config import RunConfig
     from jaxlm.train.population import compile_population, means, stack_hypers
     from jaxlm.train.program import hyper_values, make_program
-    from jaxlm.train.step import scan_apart
 
     one_cpu_device_per_core()
     settings = {

@@ -60,10 +60,10 @@ def prepare(
     from jaxlm.core.config import apply_overrides
     from jaxlm.data.batches import Batch
     from jaxlm.jobs.setup import backends_of
+    from jaxlm.train.calls import scan_apart
     from jaxlm.train.config import RunConfig
     from jaxlm.train.population import bytes_needed
     from jaxlm.train.program import hyper_values, make_program
-    from jaxlm.train.step import scan_apart
 
     settings = {
         "model.num_layers": shape.num_layers,

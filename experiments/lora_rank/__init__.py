@@ -170,14 +170,6 @@ def claims(results: Results) -> list[Claim]:
             mean_interval([(base - lora[seed]) / (base - whole[seed]) for seed in whole]),
             above=SHARE_OF_GAIN,
         ),
-        *[
-            weigh_all(
-                f"At every rank, adapting {wide} layers is better than adapting {narrow}",
-                "Loss of the second less that of the first, nats/token",
-                {f"rank {r}": difference(loss(narrow, r), loss(wide, r)) for r in ranks},
-                above=0.0,
-            )
-        ][: narrow != wide],
         _diminishing(wide, low, some, high, [by_seed(loss(wide, r)) for r in (low, some, high)]),
         weigh(
             f"LoRA of rank {some} on {wide} layers forgets less of the old domain than full "
@@ -190,6 +182,14 @@ def claims(results: Results) -> list[Claim]:
         ),
         _merged(results),
     ]
+    if narrow != wide:
+        better = weigh_all(
+            f"At every rank, adapting {wide} layers is better than adapting {narrow}",
+            "Loss of the second less that of the first, nats/token",
+            {f"rank {r}": difference(loss(narrow, r), loss(wide, r)) for r in ranks},
+            above=0.0,
+        )
+        found.insert(1, better)
     if cfg["both_scalings"]:
         targets, rate = cfg["both_scalings"][-1], cfg["lora_lr"]
         text = f"At rank {high} on {targets} layers, alpha/sqrt(r) is better than alpha/r"

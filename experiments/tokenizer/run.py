@@ -10,13 +10,14 @@ from experiments.language import validation_scores
 from experiments.texts import Text
 from experiments.tokenizer import BYTES
 from experiments.tokenizer.article import ARTICLE
-from jaxlm.analysis.flops import matmul_params, train_flops_per_token
+from jaxlm.analysis import flops
 from jaxlm.core.config import apply_overrides
 from jaxlm.core.results import Row
 from jaxlm.data.batches import split_from_array
 from jaxlm.data.config import DataConfig
 from jaxlm.data.corpus import open_corpus
-from jaxlm.models.transformer import TransformerConfig, param_specs
+from jaxlm.models import transformer
+from jaxlm.models.transformer import TransformerConfig
 from jaxlm.tokenizers import bpe_tokenizer
 from jaxlm.tokenizers.bpe_train import train_merges
 from jaxlm.tokenizers.pretokens import count_pretokens
@@ -153,17 +154,11 @@ def text_of(vocab_size: int, held_out: str) -> Text:
 def num_updates(cell: dict[str, Any]) -> int:
     """As many as the FLOPs of `num_steps` updates of the model of single bytes allow."""
 
-    def flops(vocab_size: int) -> float:
+    def cost(vocab_size: int) -> float:
         model = TransformerConfig(**cell["model"], vocab_size=vocab_size)
-        return train_flops_per_token(
-            matmul_params(param_specs(model), model.tied_head),
-            model.num_layers,
-            model.context_length,
-            model.num_heads,
-            model.d_model // model.num_heads,
-        ).causal
+        return flops.of_model(model, transformer.build(model)).causal
 
-    return max(1, round(cell["num_steps"] * flops(BYTES) / flops(cell["vocab_size"])))
+    return max(1, round(cell["num_steps"] * cost(BYTES) / cost(cell["vocab_size"])))
 
 
 def run_config(cell: dict[str, Any], steps: int, peak_lr: float, seed: int) -> RunConfig:

@@ -14,13 +14,19 @@ class TrainFlops(NamedTuple):
     """Floating-point operations a token, forward and backward, under the two conventions."""
 
     full: float  # every query attends to every position
-    causal: float  # half of the attention products: those a causal mask keeps
+    causal: float  # the attention products that the mask keeps
 
 
 def train_flops_per_token(
-    num_matmul_params: int, num_layers: int, context_length: int, num_heads: int, head_dim: int
+    num_matmul_params: int,
+    num_layers: int,
+    context_length: int,
+    num_heads: int,
+    head_dim: int,
+    *,
+    window: int | None = None,
 ) -> TrainFlops:
-    """6 * matmul parameters + 12 * N * S * H * Dh, and the same with half the second term.
+    """6 * matmul parameters + 12 * N * S * H * Dh, and the same with `keys_per_query` for S.
 
     A multiply and an add are two operations; the backward pass costs two forward ones. Work that
     rematerialisation repeats is not counted, nor are norms, softmax and other pointwise work.
@@ -28,20 +34,26 @@ def train_flops_per_token(
     Source: Chowdhery et al. 2022, "PaLM", appendix B (full); Dao 2023, "FlashAttention-2",
     section 4.1 (causal).
     """
-    matmuls = 6 * num_matmul_params
-    attention = 12 * num_layers * context_length * num_heads * head_dim
-    return TrainFlops(full=float(matmuls + attention), causal=matmuls + attention / 2)
+    matmuls, a_key = 6 * num_matmul_params, 12 * num_layers * num_heads * head_dim
+    kept = keys_per_query(context_length, window)
+    return TrainFlops(full=float(matmuls + a_key * context_length), causal=matmuls + a_key * kept)
+
+
+def keys_per_query(context_length: int, window: int | None) -> float:
+    """How many a causal mask keeps on average: half of the context, or fewer with a window."""
+    reach = min(window or context_length, context_length)
+    return reach - reach**2 / (2 * context_length)
 
 
 def of_model(cfg: ModelConfig, model: LanguageModel) -> TrainFlops:
     """Training FLOPs a token of any kind of model: of its matrices, and of its attention.
 
-    A recurrent cell, a window and a convolution multiply each token with each of their weights
-    once, so that for them 6 * matmul parameters is all.
+    A recurrent cell, a convolution and a window of embeddings multiply each token with each of
+    their weights once, so that for them 6 * matmul parameters is all.
     """
     N, H, Dh = cfg.attention
     products = matmul_params(model.specs, "embed" in model.head)
-    return train_flops_per_token(products, N, cfg.context_length, H, Dh)
+    return train_flops_per_token(products, N, cfg.context_length, H, Dh, window=model.window)
 
 
 def matmul_params(specs: dict, tied: bool) -> int:

@@ -31,6 +31,12 @@ def make_constrain(mesh: Mesh, rules: Rules) -> Callable[[Array, tuple[str, ...]
     return constrain
 
 
+def unconstrained(x: Array, axes: tuple[str, ...]) -> Array:
+    """The `constrain` of a program in which nothing is split: x itself."""
+    del axes
+    return x
+
+
 class Uneven(NamedTuple):
     """A dimension of a weight that cannot be split: `size` is no multiple of `parts`."""
 

@@ -24,11 +24,11 @@ from jaxlm.models import kinds
 from jaxlm.models.kinds import AnyModelConfig
 from jaxlm.optim.config import OptimConfig
 from jaxlm.reports.tables import column_widths, print_row, print_table
+from jaxlm.train.calls import with_frozen
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import MeshConfig
 from jaxlm.train.program import hyper_values, place_program
 from jaxlm.train.state import TrainState
-from jaxlm.train.step import with_frozen
 
 NUM_DEVICES = 8
 NUM_STEPS = 5

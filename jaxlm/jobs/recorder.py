@@ -257,7 +257,8 @@ class Recorder:
             values = {name: float(series[i]) for name, series in metrics.items()}
             finite = values.pop("finite") == 1
             spike = values.pop("spike", 0) == 1
-            rate = float(learning_rate(self.cfg.optim.schedule, done - 1, self.hypers))
+            updates = done - 1 - self._num_skipped  # the schedule counts no step that was skipped
+            rate = float(learning_rate(self.cfg.optim.schedule, updates, self.hypers))
             record = {"step": done, "split": "train", **values, "learning_rate": rate}
             record |= {} if finite else {"finite": False}
             record |= {"spike": True} if spike else {}

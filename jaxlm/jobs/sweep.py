@@ -37,6 +37,7 @@ from jaxlm.jobs.signals import stop_requests
 from jaxlm.jobs.sources import open_base, tokenizer_of_source
 from jaxlm.jobs.train import check_source
 from jaxlm.models import kinds
+from jaxlm.optim.optimizers import updates_done
 from jaxlm.optim.schedules import learning_rate
 from jaxlm.reports.sweep_report import (
     FinishedPoint,
@@ -308,6 +309,7 @@ def train_points(
             xs = inputs(done) if done < num_steps else None
         while done < num_steps and not stopped():
             due = (done + per_call) % every == 0 or done + per_call == num_steps
+            updates = np.asarray(updates_done(state.opt_state))
             state, metrics, scores = population.run(state, frozen, xs, shared, due)
             done += per_call
             checkpointer.check()
@@ -315,7 +317,7 @@ def train_points(
                 xs = inputs(done)
             values = means(metrics)
             evaluated = means(scores) if due else {}
-            for row in table_rows(mine, places, numbers, done, values, evaluated):
+            for row in table_rows(mine, places, numbers, done, updates, values, evaluated):
                 log.append(row)
             save = done % cfg.train.save_every == 0 or stopped()
             if save and done < num_steps:
@@ -356,9 +358,23 @@ def steps_per_call(cfg: RunConfig, num_lanes: int) -> int:
     return max(fit, default=1)
 
 
-def table_rows(configs, places, numbers, done, values, evaluated) -> list[dict[str, Any]]:
-    """What is written of the steps of one call: those of log_every, and the evaluated one."""
+def table_rows(
+    configs: Sequence[RunConfig],
+    places: Sequence[int],
+    numbers: Sequence[dict[str, float]],
+    done: int,
+    updates: np.ndarray,
+    values: dict[str, np.ndarray],
+    evaluated: dict[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    """What is written of the steps of one call: those of log_every, and the evaluated one.
+
+    Args:
+      numbers: of each lane, as `hyper_values` gives them. done: steps after the call.
+      updates: i[P], before the call. values: f32[P, steps]; evaluated: f32[P], or {}.
+    """
     rows, num = [], values["loss"].shape[1]
+    skipped = (values["finite"] == 0) | (values.get("spike", 0 * values["finite"]) == 1)
     for i in range(num):
         step = done - num + i + 1
         for lane, (cfg, place) in enumerate(zip(configs, places, strict=True)):
@@ -367,7 +383,9 @@ def table_rows(configs, places, numbers, done, values, evaluated) -> list[dict[s
                 continue
             row = {"point": place, "step": step}
             row |= {name: float(series[lane, i]) for name, series in values.items()}
-            row["learning_rate"] = float(learning_rate(cfg.optim.schedule, step - 1, numbers[lane]))
+            skips = np.sum(skipped[lane, :i]) if cfg.train.on_nonfinite == "skip" else 0
+            rate = learning_rate(cfg.optim.schedule, updates[lane] + i - skips, numbers[lane])
+            row["learning_rate"] = float(rate)
             if last:
                 row |= {f"val_{name}": float(v[lane]) for name, v in evaluated.items()}
             rows.append(row)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -90,19 +90,13 @@ def main(launch: Launch) -> int:
     data = prepare_data(cfg, tokenizer)
     cfg = with_vocabulary(cfg, data.tokenizer)
     changes = workdir.check_same_run(saved, cfg, set(FREE_ON_RESUME)) if saved else []
-    hypers = hyper_values(cfg)
-    sample_request(cfg, data)
-    layout = layout_of(cfg, kinds.param_specs(cfg.model))
-    backends = backends_of(cfg, layout)
-    model = kinds.build(cfg.model, **backends.options, **layout.functions)
-    trained_specs(cfg, model.specs)  # refuses what cannot be adapted
-    check_batches(cfg)
-    program = program_of(cfg, data, layout, backends, hypers)
-    limit, attention = free_bytes(layout.mesh.devices.flat), backends.attention
+    run = build_run(cfg, data)
+    limit, attention = free_bytes(run.layout.mesh.devices.flat), run.backends.attention
     done = saved is not None and folder is not None and finished(folder, cfg) is not None
-    if not (done or preflight.has_room(cfg, layout, program, attention, limit)):
+    if not (done or preflight.has_room(cfg, run.layout, run.program, attention, limit)):
         return 2
-    base = open_base(cfg, model, layout) if cfg.train.init_from and not saved else None
+    starts_from_weights = cfg.train.init_from is not None and saved is None
+    base = open_base(cfg, run.model, run.layout) if starts_from_weights else None
     if jax.process_count() > 1 and (folder is None or cfg.train.parallel == "pmap"):
         what = "--workdir must be given" if folder is None else "train.parallel must be jit"
         raise ConfigError(f"--coordinator={launch.flags.coordinator}: {what}")
@@ -129,42 +123,47 @@ def main(launch: Launch) -> int:
         print(f"run       {folder}")
         for change in changes:
             print(f"changed   {change}")
-        describe(cfg, data, model, hypers)
-        print(f"attention {backends}")
-        if jax.device_count() > 1:
-            print(f"devices   {layout.mesh.size} of {jax.device_count()}: {layout.description}")
+        describe(run)
         try:
-            return _train(
-                cfg,
-                folder,
-                own,
-                data,
-                model,
-                backends,
-                layout,
-                program,
-                hypers,
-                base,
-                found,
-                started,
-            )
+            return _train(run, folder, own, base, found, started)
         except NonFiniteError as error:
             print(f"launch.py: {error}", file=sys.stderr)
             return 1
         except jax.errors.JaxRuntimeError as error:
             if not preflight.ran_out(error):
                 raise
-            preflight.explain(error, folder, cfg, layout, program, attention, limit)
+            preflight.explain(error, folder, cfg, run.layout, run.program, attention, limit)
             return processes.leave(2)
 
 
-def program_of(
-    cfg: RunConfig, data: Data, layout: Layout, backends: Backends, hypers: dict[str, float]
-) -> PlacedProgram:
-    """The run's own program on its devices."""
+class Run(NamedTuple):
+    """What a run is made of before it has a folder.
+
+    hypers: the numbers of its config. model: with the backends, for its devices.
+    """
+
+    cfg: RunConfig
+    data: Data
+    hypers: dict[str, float]
+    layout: Layout
+    backends: Backends
+    model: LanguageModel
+    program: PlacedProgram
+
+
+def build_run(cfg: RunConfig, data: Data) -> Run:
+    """Raises ConfigError for what cannot be trained, or not here."""
+    hypers = hyper_values(cfg)
+    sample_request(cfg, data)
+    layout = layout_of(cfg, kinds.param_specs(cfg.model))
+    backends = backends_of(cfg, layout)
+    model = kinds.build(cfg.model, **backends.options, **layout.functions)
+    trained_specs(cfg, model.specs)  # refuses what cannot be adapted
+    check_batches(cfg)
     pmap = cfg.train.parallel == "pmap"  # in which nothing is split any more
     options = backends.on_one_device if pmap else backends.options
-    return place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
+    program = place_program(cfg, data.tokenizer.token_bytes, layout, hypers, **options)
+    return Run(cfg, data, hypers, layout, backends, model, program)
 
 
 def check_source(cfg: RunConfig) -> None:
@@ -233,8 +232,9 @@ def _preload() -> None:
         checkpoints.preload()
 
 
-def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str, float]) -> None:
-    """Prints what is about to be trained, on what, and at which learning rates."""
+def describe(run: Run) -> None:
+    """Prints what is about to be trained, on what, at which learning rates, and by what means."""
+    cfg, data, specs = run.cfg, run.data, run.model.specs
     corpus, tokenizer, train = data.corpus, data.tokenizer, data.train
     windows = num_windows(train, cfg.model.context_length)
     print(
@@ -243,13 +243,13 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
         f"{tokenizer.vocab_size} {tokenizer.kind}"
     )
     epochs = cfg.train.num_steps * cfg.data.batch_size / windows
-    print(f"model     {params_lib.count_params(model.specs):,} parameters: {cfg.model.summary}")
+    print(f"model     {params_lib.count_params(specs):,} parameters: {cfg.model.summary}")
     if cfg.lora.rank is not None:
-        num_trained = params_lib.count_params(trained_specs(cfg, model.specs))
+        num_trained = params_lib.count_params(trained_specs(cfg, specs))
         print(
             f"adapters  {num_trained:,} parameters trained: "
             f"rank {cfg.lora.rank} on {', '.join(cfg.lora.targets)}, alpha {cfg.lora.alpha:g}, "
-            f"{cfg.lora.scaling}; the {params_lib.count_params(model.specs):,} above are frozen"
+            f"{cfg.lora.scaling}; the {params_lib.count_params(specs):,} above are frozen"
         )
     cost = flops_per_token(cfg)
     print(
@@ -257,50 +257,63 @@ def describe(cfg: RunConfig, data: Data, model: LanguageModel, hypers: dict[str,
         f"attention); {cfg.train.num_steps:,} steps of {cfg.data.batch_size} x "
         f"{cfg.model.context_length} tokens are {epochs:.2f} epochs"
     )
-    table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=8)
+    table = schedule_table(cfg.optim.schedule, run.hypers, cfg.train.num_steps, rows=8)
     steps = "  ".join(f"{n + 1}: {rate:.2e}" for n, rate in table)
     print(f"optimizer {cfg.optim.name}, {cfg.optim.schedule}; learning rate by step: {steps}")
+    print(f"attention {run.backends}")
+    if jax.device_count() > 1:
+        used = f"{run.layout.mesh.size} of {jax.device_count()}"
+        print(f"devices   {used}: {run.layout.description}")
+
+
+def starting_state(
+    run: Run,
+    folder: pathlib.Path,
+    found: tuple[pathlib.Path, dict[str, Any]] | None,
+    base: TrainedRun | None = None,
+) -> tuple[int, TrainState, str | None]:
+    """(step, state, where it comes from) at the beginning of a run, or from a checkpoint of it.
+
+    Args:
+      found: the checkpoint and its manifest; None: there is none yet.
+      base: the weights of `train.init_from`, where they have been read already.
+    """
+    cfg = run.cfg
+    if found is not None:
+        path, manifest = found
+        state = _restore(path, run.program.state.replace(frozen={}), run.hypers)
+        frozen = restore_frozen(folder, manifest, run.model, run.layout)
+        step = manifest["step"]
+        return step, state.replace(frozen=frozen), f"resumed   at step {step} from {path}"
+    state = run.program.init()
+    if cfg.train.init_from is None:
+        return 0, state, None
+    base = base or open_base(cfg, run.model, run.layout)  # killed before its first checkpoint
+    part = "params" if cfg.lora.rank is None else "frozen"
+    state = state.replace(**{part: base.params})
+    return 0, state, f"weights   of step {base.step} of {cfg.train.init_from}"
 
 
 def _train(
-    cfg: RunConfig,
+    run: Run,
     folder: pathlib.Path,
     own: pathlib.Path,
-    data: Data,
-    model: LanguageModel,
-    backends: Backends,
-    layout: Layout,
-    program: PlacedProgram,
-    hypers: dict[str, float],
     base: TrainedRun | None,
     found: tuple[pathlib.Path, dict[str, Any]] | None,
     started: float,
 ) -> int:
-    def begin(found, base=None):
-        if found is not None:
-            path, manifest = found
-            state = _restore(path, program.state.replace(frozen={}), hypers)
-            state = state.replace(frozen=restore_frozen(folder, manifest, model, layout))
-            return manifest["step"], state, f"resumed   at step {manifest['step']} from {path}"
-        state = program.init()
-        if cfg.train.init_from is None:
-            return 0, state, None
-        base = base or open_base(cfg, model, layout)  # killed before its first checkpoint
-        part = "params" if cfg.lora.rank is None else "frozen"
-        state = state.replace(**{part: base.params})
-        return 0, state, f"weights   of step {base.step} of {cfg.train.init_from}"
-
-    start, state, source = begin(found, base)
+    cfg, data, program = run.cfg, run.data, run.program
+    start, state, source = starting_state(run, folder, found, base)
     if source:
         print(source)
     for name in (METRICS_FILE, SAMPLES_FILE):
         Recorder.cut_back(own / name, start)
 
     workdir.save_json(own / PROVENANCE_FILE, provenance.collect(cfg.seed))
-    table = schedule_table(cfg.optim.schedule, hypers, cfg.train.num_steps, rows=200)
+    table = schedule_table(cfg.optim.schedule, run.hypers, cfg.train.num_steps, rows=200)
     workdir.save_json(own / SCHEDULE_FILE, [[n + 1, rate] for n, rate in table])
 
-    rows = layout.local_rows(cfg.data.batch_size)
+    rows = run.layout.local_rows(cfg.data.batch_size)
 
     def batch(n):
         number = batch_number(n, recorder.passed_over)
@@ -310,7 +323,7 @@ def _train(
 
     def replay(step):
         """The state before an update: the newest checkpoint before it, and the same calls again."""
-        first, state, _ = begin(checkpoints.newest_good(folder, at_most=step))
+        first, state, _ = starting_state(run, folder, checkpoints.newest_good(folder, at_most=step))
         edge = step - step % cfg.train.steps_per_call
         sizes = {"steps_per_call": cfg.train.steps_per_call, "hooks": []}
         state = loop(state, start=first, num_steps=edge, **sizes)
@@ -324,7 +337,9 @@ def _train(
         print(line)
     print(f"compiled  so far {compile_cache.counts()}")
     with (
-        Recorder(cfg, folder, own, data, model, layout, hypers, start, started) as recorder,
+        Recorder(
+            cfg, folder, own, data, run.model, run.layout, run.hypers, start, started
+        ) as recorder,
         Profiler(cfg.train, own, recorder.note) as profiler,
     ):
         if found is not None:
@@ -345,7 +360,7 @@ def _train(
                 start = int(state.step)
             else:
                 del state  # it is lost, and its memory needed
-            examine_bad_step(cfg, folder, data, backends, recorder, bad, replay)
+            examine_bad_step(run, folder, recorder, bad, replay)
             if cfg.train.on_nonfinite != "skip":
                 start, passed = go_back(cfg, folder, recorder, bad)
                 state = replay(start)
@@ -369,10 +384,8 @@ def _train(
 
 
 def examine_bad_step(
-    cfg: RunConfig,
+    run: Run,
     folder: pathlib.Path,
-    data: Data,
-    backends: Backends,
     recorder: Recorder,
     bad: BadStep,
     replay: Callable[[int], TrainState],
@@ -382,7 +395,8 @@ def examine_bad_step(
     if jax.process_count() > 1:
         recorder.note("          not looked into: of several processes none can run it op by op")
         return
-    step = make_program(cfg, data.tokenizer.token_bytes, **backends.on_one_device).step
+    cfg, data = run.cfg, run.data
+    step = make_program(cfg, data.tokenizer.token_bytes, **run.backends.on_one_device).step
     number = batch_number(bad.step - 1, recorder.passed_over)
     for line in bad_steps.examine(cfg, folder, data, step, replay(bad.step - 1), bad, number):
         recorder.note(f"          {line}")

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+from jaxlm.core.config import ConfigError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -28,6 +30,13 @@ class ModelConfig:
     def summary(self) -> str:
         """ "4 layers, width 128, ..." """
         raise NotImplementedError
+
+    @property
+    def known_vocab_size(self) -> int:
+        """V; ConfigError where neither the config nor a tokenizer has said it."""
+        if self.vocab_size is None:
+            raise ConfigError("model.vocab_size must be given before the weights can be declared")
+        return self.vocab_size
 
     @property
     def reach(self) -> int | None:

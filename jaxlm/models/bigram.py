@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec, zeros
 from jaxlm.models.api import LanguageModel, ModelConfig
 
@@ -47,9 +46,7 @@ class LengthCache:
 
 def param_specs(cfg: BigramConfig) -> dict[str, Any]:
     """The table."""
-    V = cfg.vocab_size
-    if not V:
-        raise ConfigError("model.vocab_size must be given before the weights can be declared")
+    V = cfg.known_vocab_size
     return {"embed": ParamSpec(shape=(V, V), axes=("vocab", "next"), init=zeros)}
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec, truncated_normal, xavier, zeros
+from jaxlm.core.sharding import unconstrained
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.dropout import dropout as drop
 from jaxlm.nn.linear import float32_product
@@ -72,9 +72,7 @@ class ConvolutionCache:
 
 def param_specs(cfg: ConvolutionConfig) -> dict[str, Any]:
     """Every weight of the model, by path."""
-    V, N, K, D = cfg.vocab_size, cfg.num_layers, cfg.kernel_size, cfg.d_model
-    if not V:
-        raise ConfigError("model.vocab_size must be given before the weights can be declared")
+    V, N, K, D = cfg.known_vocab_size, cfg.num_layers, cfg.kernel_size, cfg.d_model
     init = xavier(cfg.init_scale)
 
     def taps(*outputs):
@@ -98,10 +96,6 @@ def param_specs(cfg: ConvolutionConfig) -> dict[str, Any]:
     }
 
 
-def _identity(x, axes):
-    return x
-
-
 def run_layers(
     params: Params,
     tokens: Array,
@@ -112,7 +106,7 @@ def run_layers(
     key: Array | None = None,
     dropout: Array | float | None = None,
     linear: Callable[..., Array] = plain_linear,
-    constrain: Callable[..., Array] = _identity,
+    constrain: Callable[..., Array] = unconstrained,
 ) -> tuple[Array, list[Array]]:
     """All layers over i32[B, S] tokens.
 

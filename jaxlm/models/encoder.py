@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.params import ParamSpec, ones, xavier, zeros
+from jaxlm.core.params import ParamSpec, ones, zeros
 from jaxlm.models import transformer
 from jaxlm.models.api import Classifier, LanguageModel
+from jaxlm.models.dense import dense, dense_specs
 from jaxlm.models.transformer import Trace, TransformerConfig
 from jaxlm.nn.dropout import dropout as drop
 from jaxlm.nn.feedforward import gelu
-from jaxlm.nn.linear import add_bias, linear
 from jaxlm.nn.norms import layer_norm
 
 
@@ -91,28 +91,21 @@ def param_specs(cfg: EncoderConfig) -> dict[str, Any]:
 
 def pooler_specs(cfg: EncoderConfig) -> dict[str, Any]:
     """The dense layer over [CLS]; with it BERT-base has its 109.5 M."""
-    return {"pooler": _dense_specs(cfg.d_model, cfg.d_model, "embed_act")}
+    return {"pooler": dense_specs(cfg.d_model, cfg.d_model, ("embed", "embed_act"))}
 
 
 def classifier_specs(cfg: EncoderConfig, num_classes: int) -> dict[str, Any]:
     """Encoder, pooler and the classifier."""
-    head = {"classifier": _dense_specs(cfg.d_model, num_classes, "classes")}
+    head = {"classifier": dense_specs(cfg.d_model, num_classes, ("embed", "classes"))}
     return {**param_specs(cfg), **pooler_specs(cfg), **head}
 
 
 def masked_lm_specs(cfg: EncoderConfig) -> dict[str, Any]:
     """Encoder and the head of the masked-word predictions; its last matrix is the token table."""
-    dense = _dense_specs(cfg.d_model, cfg.d_model, "embed_act")
+    dense = dense_specs(cfg.d_model, cfg.d_model, ("embed", "embed_act"))
     bias = ParamSpec(shape=(cfg.vocab_size,), axes=("vocab",), init=zeros, num_in=0)
     head = {"predictions": {**dense, **_norm_specs("norm", cfg.d_model)}, "unembed_bias": bias}
     return {**param_specs(cfg), **head}
-
-
-def _dense_specs(size_in, size_out, axis):
-    return {
-        "w": ParamSpec(shape=(size_in, size_out), axes=("embed", axis), init=xavier()),
-        "bias": ParamSpec(shape=(size_out,), axes=(axis,), init=zeros, num_in=0),
-    }
 
 
 def _norm_specs(name, size):
@@ -142,7 +135,7 @@ def hidden(params: Params, text: TextInput, cfg: EncoderConfig, **options: Any) 
 
 def pool(params: Params, x: Array) -> Array:
     """tanh of a dense layer over the first place of [B, S, D] -> [B, D]."""
-    return jnp.tanh(_dense(x[:, 0], params["pooler"]))
+    return jnp.tanh(dense(x[:, 0], params["pooler"]))
 
 
 def classify(
@@ -158,18 +151,14 @@ def classify(
     keys = (None, None) if key is None else jax.random.split(key)
     x = hidden(params, text, cfg, key=keys[0], dropout=dropout, **options)
     pooled = drop(pool(params, x), cfg.dropout if dropout is None else dropout, keys[1])
-    return _dense(pooled, params["classifier"]).astype(jnp.float32)
+    return dense(pooled, params["classifier"]).astype(jnp.float32)
 
 
 def transform(params: Params, x: Array, cfg: EncoderConfig) -> Array:
     """What the masked-word predictions are linear in: dense, GELU, layer norm of [B, S, D]."""
     head = params["predictions"]
-    x = gelu(_dense(x, head))
+    x = gelu(dense(x, head))
     return layer_norm(x, head["norm"], head["norm_bias"], cfg.layers.norm_eps)
-
-
-def _dense(x, w):
-    return add_bias(linear(x, w["w"].astype(x.dtype)), w["bias"])
 
 
 def trace(params: Params, text: TextInput, cfg: EncoderConfig) -> Trace:

@@ -11,10 +11,10 @@ from jaxlm.core.arrays import Array, Params
 from jaxlm.core.params import ParamSpec, truncated_normal, xavier, zeros
 from jaxlm.models import transformer
 from jaxlm.models.api import Classifier
+from jaxlm.models.dense import dense, dense_specs
 from jaxlm.models.transformer import TransformerConfig
 from jaxlm.nn.convolution import conv2d, max_pool, patches
 from jaxlm.nn.dropout import dropout as drop
-from jaxlm.nn.linear import add_bias, linear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,17 +85,6 @@ class VisionTransformerConfig(ImageConfig):
         )
 
 
-def _dense_specs(size_in, size_out, axes):
-    return {
-        "w": ParamSpec(shape=(size_in, size_out), axes=axes, init=xavier()),
-        "bias": ParamSpec(shape=(size_out,), axes=axes[1:], init=zeros, num_in=0),
-    }
-
-
-def _dense(x, w):
-    return add_bias(linear(x, w["w"]), w["bias"])
-
-
 def conv_specs(cfg: ConvConfig) -> dict[str, Any]:
     """conv_0, ...: w [3, 3, channels in, out] and bias [out]; then a dense classifier.
 
@@ -110,7 +99,7 @@ def conv_specs(cfg: ConvConfig) -> dict[str, Any]:
         }
         channels = width
     side = cfg.size // 2 ** len(cfg.widths)
-    head = _dense_specs(side * side * channels, cfg.num_classes, ("embed", "classes"))
+    head = dense_specs(side * side * channels, cfg.num_classes, ("embed", "classes"))
     return {**specs, "classifier": head}
 
 
@@ -128,7 +117,7 @@ def conv_forward(
         w = params[f"conv_{n}"]
         x = max_pool(jax.nn.relu(conv2d(x, w["w"], w["bias"])), 2)
     x = drop(x.reshape(len(x), -1), cfg.dropout if dropout is None else dropout, key)
-    return _dense(x, params["classifier"])
+    return dense(x, params["classifier"])
 
 
 def vision_specs(cfg: VisionTransformerConfig) -> dict[str, Any]:
@@ -144,11 +133,11 @@ def vision_specs(cfg: VisionTransformerConfig) -> dict[str, Any]:
     )
     patch_size = cfg.patch**2 * cfg.num_channels
     return {
-        "patches": _dense_specs(patch_size, cfg.d_model, ("pixels", "embed")),
+        "patches": dense_specs(patch_size, cfg.d_model, ("pixels", "embed")),
         "cls": ParamSpec(shape=(cfg.d_model,), axes=("embed",), init=zeros, num_in=0),
         "positions": table,
         **transformer.layer_specs(layers),
-        "classifier": _dense_specs(cfg.d_model, cfg.num_classes, ("embed", "classes")),
+        "classifier": dense_specs(cfg.d_model, cfg.num_classes, ("embed", "classes")),
     }
 
 
@@ -156,11 +145,11 @@ def vision_forward(
     params: Params, images: Array, cfg: VisionTransformerConfig, **options: Any
 ) -> Array:
     """Logits f32[B, C] of f32[B, size, size, channels]; options of `transformer.run_layers`."""
-    x = _dense(patches(images, cfg.patch), params["patches"])
+    x = dense(patches(images, cfg.patch), params["patches"])
     cls = jnp.broadcast_to(params["cls"], (len(x), 1, cfg.d_model))
     x = jnp.concatenate([cls, x], axis=1) + params["positions"]
     x = transformer.run_layers(params, x, cfg.layers, **options)
-    return _dense(x[:, 0], params["classifier"])
+    return dense(x[:, 0], params["classifier"])
 
 
 def build_conv(cfg: ConvConfig) -> Classifier:

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec, ones, truncated_normal, xavier, zeros
+from jaxlm.core.sharding import unconstrained
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.dropout import dropout as drop
 from jaxlm.nn.linear import float32_product
@@ -59,7 +59,8 @@ class MlpConfig(ModelConfig):
 
     @property
     def summary(self) -> str:
-        extras = ", direct connections" * self.direct + ", batch norm" * self.batch_norm
+        extras = ", direct connections" if self.direct else ""
+        extras += ", batch norm" if self.batch_norm else ""
         return f"mlp, window {self.window}, embeddings {self.d_embed}, width {self.d_model}{extras}"
 
     @property
@@ -81,9 +82,7 @@ class WindowCache:
 
 def param_specs(cfg: MlpConfig) -> dict[str, Any]:
     """Every weight of the model as it is trained, by path."""
-    V, W, E, D = cfg.vocab_size, cfg.window, cfg.d_embed, cfg.d_model
-    if not V:
-        raise ConfigError("model.vocab_size must be given before the weights can be declared")
+    V, W, E, D = cfg.known_vocab_size, cfg.window, cfg.d_embed, cfg.d_model
     vector = functools.partial(ParamSpec, num_in=0)
     taps = functools.partial(ParamSpec, num_in=2)
     specs = {
@@ -105,10 +104,6 @@ def param_specs(cfg: MlpConfig) -> dict[str, Any]:
             shape=(W, E, V), axes=("window", "features", "vocab"), init=xavier(cfg.output_init)
         )
     return specs
-
-
-def _identity(x, axes):
-    return x
 
 
 def embed_windows(
@@ -140,7 +135,7 @@ def hidden(
     key: Array | None = None,
     dropout: Array | float | None = None,
     linear: Callable[..., Array] = plain_linear,
-    constrain: Callable[..., Array] = _identity,
+    constrain: Callable[..., Array] = unconstrained,
 ) -> Array:
     """What the head reads, f32[B, S, D], with direct connections D + window * E wide.
 
@@ -170,7 +165,7 @@ def train_hidden(
     key: Array | None = None,
     dropout: Array | float | None = None,
     linear: Callable[..., Array] = plain_linear,
-    constrain: Callable[..., Array] = _identity,
+    constrain: Callable[..., Array] = unconstrained,
 ) -> tuple[Array, dict[str, Array]]:
     """`hidden` with the hidden layer normalised over all B * S positions, and the new averages.
 
@@ -239,7 +234,7 @@ def build(cfg: MlpConfig, **options: Any) -> LanguageModel:
         specs=param_specs(cfg),
         hidden=functools.partial(hidden, cfg=cfg, **options),
         unembed=unembed,
-        head=("unembed", "unembed_bias", *["direct"][: cfg.direct]),
+        head=("unembed", "unembed_bias", *(("direct",) if cfg.direct else ())),
         init_cache=functools.partial(init_cache, cfg),
         extend=functools.partial(extend, cfg=cfg),
         init_carry=functools.partial(init_carry, cfg),

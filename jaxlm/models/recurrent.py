@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec, orthogonal, truncated_normal, xavier, zeros
+from jaxlm.core.sharding import unconstrained
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn import recurrent as cells
 from jaxlm.nn.dropout import dropout as drop
@@ -54,7 +54,7 @@ class RecurrentConfig(ModelConfig):
     def summary(self) -> str:
         name = "gru, reset before the product" if self.reset == "before" else self.kind
         layers = "layer" if self.num_layers == 1 else "layers"
-        carried = ", state carried from batch to batch" * self.carry_state
+        carried = ", state carried from batch to batch" if self.carry_state else ""
         return (
             f"{name}, {self.num_layers} {layers} of width {self.d_model}, context "
             f"{self.context_length}{carried}"
@@ -83,9 +83,7 @@ class RecurrentCache:
 
 def param_specs(cfg: RecurrentConfig) -> dict[str, Any]:
     """Every weight of the model, by path."""
-    N, D, V, G = cfg.num_layers, cfg.d_model, cfg.vocab_size, cells.GATES[cfg.kind]
-    if not V:
-        raise ConfigError("model.vocab_size must be given before the weights can be declared")
+    N, D, V, G = cfg.num_layers, cfg.d_model, cfg.known_vocab_size, cells.GATES[cfg.kind]
     matrix = functools.partial(
         ParamSpec, shape=(N, D, G, D), axes=("layers", "embed", "gates", "hidden")
     )
@@ -126,10 +124,6 @@ def _open_forget_gate(key, spec):
     return zeros(key, spec).at[1].set(1)
 
 
-def _identity(x, axes):
-    return x
-
-
 def _cell(cfg):
     if cfg.kind == "gru" and cfg.reset == "before":
         return cells.gru_reset_before
@@ -147,7 +141,7 @@ def run_layers(
     key: Array | None = None,
     dropout: Array | float | None = None,
     linear: Callable[..., Array] = plain_linear,
-    constrain: Callable[..., Array] = _identity,
+    constrain: Callable[..., Array] = unconstrained,
 ) -> tuple[Array, tuple[Array, ...]]:
     """All layers over i32[B, S] tokens, from a state and to a state of f32[N, B, D].
 

@@ -16,8 +16,8 @@ from flax import struct
 
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import ConfigError
 from jaxlm.core.params import ParamSpec, ones, truncated_normal, xavier, zeros
+from jaxlm.core.sharding import unconstrained
 from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.attention import attend as plain_attend
 from jaxlm.nn.attention import attention_weights
@@ -228,9 +228,7 @@ def layer_specs(cfg: TransformerConfig) -> dict[str, Any]:
 
 def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
     """Every weight of the model, by path."""
-    D, V = cfg.sizes.D, cfg.sizes.V
-    if not V:
-        raise ConfigError("model.vocab_size must be given before the weights can be declared")
+    D, V = cfg.d_model, cfg.known_vocab_size
     sigma = D**-0.5 if cfg.tied_head else 1.0
     table = functools.partial(ParamSpec, axes=("vocab", "embed"))
     specs = {"embed": table(shape=(V, D), init=truncated_normal(sigma)), **layer_specs(cfg)}
@@ -247,27 +245,24 @@ def param_specs(cfg: TransformerConfig) -> dict[str, Any]:
     return specs
 
 
-def _identity(x, axes):
-    return x
-
-
 def block(
-    x,
-    w,
-    cfg,
+    x: Array,
+    w: Params,
+    cfg: TransformerConfig,
     *,
-    angles,
-    attend,
-    constrain=_identity,
-    linear=plain_linear,
-    key=None,
-    dropout: Any = 0.0,
-):
+    angles: tuple[Array, Array] | None,
+    attend: Callable[..., tuple[Array, Any]],
+    constrain: Callable[..., Array] = unconstrained,
+    linear: Callable[..., Array] = plain_linear,
+    key: Array | None = None,
+    dropout: Array | float = 0.0,
+) -> tuple[Array, Any]:
     """One layer: attention, then feed-forward, each a branch of the residual stream.
 
     Args:
       x: [B, S, D]; w: this layer's weights; angles: (cos, sin) of RoPE or None.
       attend: (q [B,S,H,Dh], k, v [B,S,K,Dh]) -> (out [B,S,H,Dh], extra).
+      constrain, linear, key: as of `run_layers`; dropout: the rate.
     Returns:
       x [B, S, D] and the `extra` of attend.
     """
@@ -293,12 +288,10 @@ def block(
         return feedforward(h, w["w_up"], w["w_down"], activation=act, linear=linear, **biases), None
 
     def branch(x, layer, norm, key):
-        pre, post = cfg.norm_placement == "pre", cfg.norm_placement == "post"
-        y, extra = layer(_norm(x, w, norm, cfg) if pre else x)
+        y, extra = layer(_norm(x, w, norm, cfg) if cfg.norm_placement == "pre" else x)
         x = jnp.asarray(cfg.residual, x.dtype) * x + drop(y, dropout, key)
-        return constrain(
-            _norm(x, w, norm, cfg) if post else x, ("batch", "seq", "embed_act")
-        ), extra
+        x = _norm(x, w, norm, cfg) if cfg.norm_placement == "post" else x
+        return constrain(x, ("batch", "seq", "embed_act")), extra
 
     x, extra = branch(x, attention, "attn_norm", attn_key)
     x, _ = branch(x, mlp, "mlp_norm", mlp_key)
@@ -323,7 +316,7 @@ def _positions(length, segment_ids):
     return jnp.arange(length) if segment_ids is None else segment_positions(segment_ids)
 
 
-def _embed(params, tokens, positions, cfg, constrain=_identity):
+def _embed(params, tokens, positions, cfg, constrain=unconstrained):
     x = constrain(params["embed"], ("vocab", "embed_act"))[tokens]
     if cfg.positions == "learned":
         x = x + constrain(params["positions"], ("positions", "embed_act"))[positions]
@@ -338,7 +331,7 @@ def embed(
     cfg: TransformerConfig,
     *,
     segment_ids: Array | None = None,
-    constrain: Callable[..., Array] = _identity,
+    constrain: Callable[..., Array] = unconstrained,
 ) -> Array:
     """Tokens i32[B, S], with positions where they are added -> [B, S, D] in cfg.dtype."""
     if cfg.positions == "learned" and tokens.shape[1] > cfg.context_length:
@@ -381,7 +374,7 @@ def run_layers(
     *,
     segment_ids: Array | None = None,
     attend: Callable[..., Array] = plain_attend,
-    constrain: Callable[..., Array] = _identity,
+    constrain: Callable[..., Array] = unconstrained,
     linear: Callable[..., Array] = plain_linear,
     key: Array | None = None,
     dropout: Array | float | None = None,
@@ -433,7 +426,7 @@ def hidden(
     cfg: TransformerConfig,
     *,
     segment_ids: Array | None = None,
-    constrain: Callable[..., Array] = _identity,
+    constrain: Callable[..., Array] = unconstrained,
     **options: Any,
 ) -> Array:
     """The residual stream that the head reads.
@@ -635,7 +628,10 @@ def build(cfg: TransformerConfig, **options: Any) -> LanguageModel:
         specs=param_specs(cfg),
         hidden=functools.partial(hidden, cfg=cfg, **options),
         unembed=functools.partial(unembed, cfg=cfg),
-        head=("embed" if cfg.tied_head else "unembed", *["unembed_bias"][: cfg.head_bias]),
+        head=(
+            "embed" if cfg.tied_head else "unembed",
+            *(("unembed_bias",) if cfg.head_bias else ()),
+        ),
         init_cache=functools.partial(init_cache, cfg),
         extend=functools.partial(extend, cfg=cfg),
         decoding_params=functools.partial(decoding_params, cfg=cfg),

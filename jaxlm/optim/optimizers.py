@@ -6,6 +6,7 @@ state. The structure of the state follows from the config and the specs, never f
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,11 @@ def make_tx(cfg: OptimConfig, specs: dict) -> Callable[[Hypers], optax.GradientT
         return optax.chain(*steps, rate)
 
     return build
+
+
+def updates_done(opt_state: Any) -> Array:
+    """i32[], by which the schedule goes: a step that changed nothing was no update."""
+    return optax.tree.get(opt_state, "ScaleByScheduleState").count
 
 
 def decay_mask(specs: dict) -> dict:

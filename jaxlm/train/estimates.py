@@ -207,7 +207,7 @@ def repeated_flops(cfg: RunConfig, keeps_attention: bool) -> float:
     """
     (N, H, Dh), model = cfg.model.attention, kinds.build(cfg.model)
     head = (cfg.model.d_model or 0) * (cfg.model.vocab_size or 0)
-    attention = 2 * N * cfg.model.context_length * H * Dh
+    attention = 4 * N * H * Dh * flops.keys_per_query(cfg.model.context_length, model.window)
     layers = 2 * (flops.matmul_params(model.specs, "embed" in model.head) - head) + attention
     again = {"none": 0, "dots": 0 if keeps_attention else attention, "full": layers}
     return again[cfg.model.remat] + (2 * head if cfg.train.vocab_chunk else 0)

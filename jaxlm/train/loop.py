@@ -28,7 +28,8 @@ def run_loop(
     not depend on where the loop started.
 
     Args:
-      run: `scan_steps(step)`, usually jitted; it may donate the state.
+      run: (state, batches with a leading axis of steps) -> (state, metrics likewise), usually
+        compiled; it may donate the state.
       batch_at: step -> batch of numpy arrays, a pure function. The next call's batches are made
         while the device works on this one's.
       hooks: called in order after each call with (updates done, state, {metric: f32 [steps]}).

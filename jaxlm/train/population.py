@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
+from jaxlm.train.calls import scan_apart
 from jaxlm.train.state import TrainState
-from jaxlm.train.step import scan_apart
 
 LANES = "lanes"
 

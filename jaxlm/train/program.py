@@ -21,17 +21,11 @@ from jaxlm.objectives import next_token
 from jaxlm.optim import config as optim_config
 from jaxlm.optim.loss_spikes import watch_loss
 from jaxlm.optim.optimizers import make_tx
+from jaxlm.train.calls import Shardings, jit_steps, pmap_steps, split_rows, with_frozen
 from jaxlm.train.config import RunConfig
 from jaxlm.train.layouts import PMAP_AXIS, Layout
 from jaxlm.train.state import TrainState, init_state
-from jaxlm.train.step import (
-    Shardings,
-    jit_steps,
-    make_train_step,
-    pmap_steps,
-    split_rows,
-    with_frozen,
-)
+from jaxlm.train.step import make_train_step
 
 # Numbers that a program can be given, beside the model's own and all of optim's and LoRA's.
 LOSS_NUMBERS = tuple(field.name for field in dataclasses.fields(next_token.LossConfig))

@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxlm.analysis.flops import matmul_params, mfu, peak_flops, train_flops_per_token
+from jaxlm.analysis.flops import matmul_params, mfu, of_model, peak_flops, train_flops_per_token
 from jaxlm.core.params import ParamSpec, zeros
+from jaxlm.models import transformer
+from jaxlm.models.transformer import TransformerConfig
 
 N, D, H, DH, F, V, S = 2, 16, 2, 8, 48, 40, 32
 
@@ -41,6 +44,26 @@ def test_flops_by_hand():
     flops = train_flops_per_token(5760, num_layers=2, context_length=32, num_heads=2, head_dim=8)
     assert flops.full == 6 * 5760 + 12 * 2 * 32 * 2 * 8 == 46848
     assert flops.causal == 6 * 5760 + 6 * 2 * 32 * 2 * 8 == 40704
+
+
+@pytest.mark.parametrize("window", [1, 8, 31, 32, 100])
+def test_with_a_window_the_causal_count_is_that_of_the_products_it_keeps(window):
+    """Counted pair by pair, to the half of a diagonal that the convention leaves out."""
+    query, key = np.indices((S, S))
+    kept = np.sum((key <= query) & (query - key < window))
+    flops = train_flops_per_token(0, N, S, H, DH, window=window)
+    per_pair = 12 * N * H * DH / S  # of a token
+    assert abs(flops.causal - per_pair * kept) <= per_pair * S / 2
+    assert flops.full == per_pair * S * S
+
+
+def test_the_window_of_a_model_is_counted():
+    short, whole = (
+        of_model(cfg, transformer.build(cfg))
+        for window in (4, None)
+        for cfg in [TransformerConfig(vocab_size=V, context_length=S, window=window)]
+    )
+    assert short.full == whole.full and short.causal < whole.causal
 
 
 def test_flops_are_those_xla_counts():

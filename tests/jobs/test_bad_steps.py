@@ -16,8 +16,12 @@ from job_runs import records, state_bytes
 from jaxlm.data.batches import batch_at
 from jaxlm.io import checkpoints, compile_cache
 from jaxlm.io.checkpoints import CheckpointError
+from jaxlm.io.workdir import load_config
 from jaxlm.jobs import Launch, bad_steps, recorder, train
 from jaxlm.jobs.recorder import Recorder
+from jaxlm.optim.schedules import schedule_table
+from jaxlm.train.config import RunConfig
+from jaxlm.train.program import hyper_values
 
 ALONE = types.SimpleNamespace(coordinator=None, num_processes=None, process_id=None)
 SHORT = {"train.sample_every": "none", "train.sample_tokens": "0"}
@@ -160,6 +164,15 @@ def test_a_loss_that_jumps_is_rolled_back_as_well(run, tmp_path, capsys):
     assert run("c", SHORT | watch | {"train.on_nonfinite": "skip"}, surprise=surprising) == 0
     marked = [r for r in records(tmp_path / "c/metrics.jsonl") if "spike" in r]
     assert [(r["step"], r["update_norm"]) for r in marked] == [(38, 0)]
+    assert logged_updates(tmp_path / "c") == [*range(38), *range(37, 47)]
+
+
+def logged_updates(folder):
+    """By the learning rates that were logged: how many updates had been done before each step."""
+    cfg = load_config(folder, RunConfig)
+    table = schedule_table(cfg.optim.schedule, hyper_values(cfg), 48, rows=48)
+    rates = [r["learning_rate"] for r in records(folder / "metrics.jsonl") if r["split"] == "train"]
+    return [next(n for n, rate in table if rate == logged) for logged in rates]
 
 
 def test_a_rollback_saves_before_it_deletes(run, quick, tmp_path, monkeypatch):

@@ -3,13 +3,18 @@
 import csv
 import json
 import signal
-import time
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from job_runs import snapshot
+from job_runs import LAUNCH, ROOT, snapshot
 
+from jaxlm.core.config import apply_overrides
 from jaxlm.io import checkpoints
+from jaxlm.jobs.sweep import table_rows
+from jaxlm.train.config import RunConfig
+from jaxlm.train.program import hyper_values
 
 SWEEP = """
 from jaxlm.core.sweep import axis, product
@@ -77,6 +82,23 @@ def test_a_point_is_the_run_of_its_config(launch, swept, tmp_path):
     assert float(final["val_loss"]) == pytest.approx(alone["val_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["skip", "stop"])
+def test_the_rate_in_the_table_is_that_of_the_updates_done(mode):
+    """Of two lanes the second skips the first step of the call, as it did two before."""
+    cfg = apply_overrides(
+        RunConfig(), {"train.num_steps": 40, "train.log_every": 1, "train.on_nonfinite": mode}
+    )
+    ok = np.array([[1, 1, 1], [0, 1, 1]], np.float32)
+    values = {"loss": np.ones((2, 3)), "finite": ok}
+    num_skipped = np.array([0, 2]) if mode == "skip" else np.zeros(2, int)
+    numbers = hyper_values(apply_overrides(cfg, {"optim.warmup_steps": 20}))
+    rows = table_rows([cfg] * 2, [0, 1], [numbers] * 2, 13, 10 - num_skipped, values, {})
+    updates = {0: [10, 11, 12], 1: [8, 8, 9] if mode == "skip" else [10, 11, 12]}
+    for place, counts in updates.items():
+        rates = [row["learning_rate"] for row in rows if row["point"] == place]
+        np.testing.assert_allclose(rates, [1e-3 * n / 20 for n in counts], rtol=1e-6)
+
+
 def test_a_finished_sweep_trains_nothing_again(launch, config, sweep_file, swept):
     folder, _ = swept
     before = {n: b for n, b in snapshot(folder / "points").items() if b is not None}
@@ -98,19 +120,37 @@ def test_points_one_by_one_merge_into_the_same_sweep(launch, config, sweep_file,
         assert float(got["loss"]) == pytest.approx(float(want["loss"]), rel=1e-5)
 
 
+# From outside it might come when all is over.
+KILLED = f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from jaxlm.io.checkpoints import Checkpointer
+
+save = Checkpointer.save
+
+
+def save_and_end(self, step, state, **options):
+    save(self, step, state, **options)
+    if step == 16:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+Checkpointer.save = save_and_end
+sys.argv[0] = {str(LAUNCH)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_killed_sweep_ends_as_the_unbroken_one(launch, config, sweep_file, tmp_path):
     """SIGKILL once a checkpoint of all lanes is there: the table is that of the unbroken sweep."""
     every = [f"--config.train.{n}" for n in ("eval_every=8", "save_every=8", "log_every=8")]
-    args = [f"--sweep={sweep_file}", config, *every, "--config.train.num_steps=160"]
-    folder, found = tmp_path / "s", None
-    with launch.start(*args, f"--workdir={folder}") as process:
-        while process.poll() is None and found is None:
-            time.sleep(0.01)
-            for group in (folder / "groups").glob("*"):
-                found = checkpoints.newest_good(group)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert found is not None and found[1]["step"] < 160
+    args = [f"--sweep={sweep_file}", config, *every]
+    folder = tmp_path / "s"
+    command = [sys.executable, "-c", KILLED, *args, f"--workdir={folder}"]
+    done = subprocess.run(command, env=launch.env, cwd=launch.cwd, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    [group] = (folder / "groups").iterdir()
+    assert checkpoints.newest_good(group)[1]["step"] in (8, 16)
     assert not list((folder / "points").glob("*/rows.json"))
     again = launch(*args, f"--workdir={folder}")
     assert again.code == 0 and "resumed   at step" in again.out, again.err

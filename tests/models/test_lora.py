@@ -23,7 +23,7 @@ from jaxlm.optim.config import OptimConfig
 from jaxlm.optim.config import hyper_values as optim_hypers
 from jaxlm.optim.optimizers import make_tx
 from jaxlm.train.state import TrainState, init_state
-from jaxlm.train.step import make_train_step, scan_steps
+from jaxlm.train.step import make_train_step
 
 ALL = LoraConfig(rank=3, alpha=6.0, targets=("all",))
 PRODUCTS = {  # x times each matrix, and the dimensions that its product sums over
@@ -182,11 +182,11 @@ def trained(cfg, base, batches, lora_cfg, lane_hypers=()):
     build_tx = make_tx(optim, specs)
     hypers = optim_hypers(optim, num_steps=20, d_model=cfg.d_model) | lora.hyper_values(lora_cfg)
     loss_fn = next_token.make_loss_fn(model, token_bytes=np.ones(cfg.vocab_size, np.int32))
-    run = scan_steps(make_train_step(lora.adapted_loss(loss_fn, lora_cfg.scaling), build_tx))
+    step = make_train_step(lora.adapted_loss(loss_fn, lora_cfg.scaling), build_tx)
 
     def whole(changes, base):
         state = init_state(3, specs, hypers | changes, build_tx, frozen=base)
-        state, metrics = run(state, batches)
+        state, metrics = jax.lax.scan(step, state, batches)
         return state, metrics["loss"].compute(), metrics["grad_norm"].compute()
 
     if not lane_hypers:

@@ -22,8 +22,9 @@ from jaxlm.core.params import ParamSpec
 from jaxlm.models import transformer
 from jaxlm.nn.cross_entropy import cross_entropy
 from jaxlm.objectives.next_token import make_loss_fn
+from jaxlm.optim.loss_spikes import watch_loss
 from jaxlm.train.state import TrainState, init_state
-from jaxlm.train.step import make_train_step, scan_steps
+from jaxlm.train.step import make_train_step
 
 V = 13
 ROOT = pathlib.Path(__file__).parents[2]
@@ -179,6 +180,16 @@ def test_a_batch_in_which_nothing_counts_is_skipped(skipping, make_batch):
     assert_trees_equal(new.params, state.params)
 
 
+def test_a_step_that_is_skipped_does_not_repeat_the_jump_of_the_one_before(make_batch):
+    """Its own loss is no number; the optimizer's state, which goes back, still tells of a jump."""
+    watched = watch_loss(sgd, 3.0, skip=False)
+    step = quick_jit(make_train_step(table_loss, watched, skip_nonfinite=True))
+    state, _ = step(table_state(make_tx=watched), make_batch(0, UNEVEN))
+    state = state.replace(opt_state=state.opt_state._replace(spike=jnp.array(True)))
+    _, metrics = step(state, make_batch(0, UNEVEN * np.nan))
+    assert metrics["finite"].compute() == 0 and metrics["spike"].compute() == 0
+
+
 def test_a_finite_step_is_the_same_whether_or_not_others_would_be_skipped(skipping, make_batch):
     assert_trees_close(
         skipping(table_state(), make_batch(0, UNEVEN))[0].params,
@@ -257,8 +268,8 @@ def test_scanned_steps_equal_single_calls(make_batch):
     for batch in batches:
         single, metrics = STEP(single, batch)
         each.append(metrics)
-    run = quick_jit(scan_steps(make_train_step(table_loss, sgd)))
-    scanned, metrics = run(state, stacked(batches))
+    step = make_train_step(table_loss, sgd)
+    scanned, metrics = quick_jit(lambda *args: jax.lax.scan(step, *args))(state, stacked(batches))
     assert scanned.step == 3
     assert_trees_close(scanned.params, single.params)
     assert_trees_close(scanned.opt_state, single.opt_state)
