@@ -27,15 +27,37 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
 from compiling import quick_jit
 from drawn import draw_params
+from hypothesis.internal.conjecture import providers
 
 from jaxlm.data.batches import Batch
 from jaxlm.models import transformer
 from jaxlm.models.transformer import TransformerConfig
+
+# The same examples every time, and none that a busy machine could be too slow for; others are
+# drawn with --hypothesis-profile=default.
+hypothesis.settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
+
+
+def _no_constants_of_ours(of_all_modules=providers._get_local_constants):
+    """Else examples would depend on which of our modules the tests before have imported."""
+    if hypothesis.settings.default.derandomize:
+        return providers.Constants()
+    return of_all_modules()
+
+
+providers._get_local_constants = _no_constants_of_ours
 
 # Tracing makes millions of objects that stay: searched for garbage as often as Python would by
 # itself, they take a tenth of the time of the tests.

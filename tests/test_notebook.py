@@ -57,8 +57,13 @@ def test_the_notebook_runs_and_shows_its_figures(tmp_path):
     for old, new in (("STEPS = 400", "STEPS = 20"), ('FOLDER = "runs"', f'FOLDER = "{tmp_path}"')):
         assert old in parameters.source
         parameters.source = parameters.source.replace(old, new)
+    # A busy machine starts a kernel slowly, and its output comes late.
     run = nbclient.NotebookClient(
-        notebook, timeout=1500, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+        notebook,
+        timeout=1500,
+        startup_timeout=600,
+        iopub_timeout=600,
+        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
     )
     run.execute()
     text = "".join(

@@ -75,8 +75,8 @@ def readable(row: Row, reach: int | None = None) -> np.ndarray:
 
 def dependence(
     logits_of: Callable[[Array], Array], table: Array, tokens: Array, queries: Array, key: Array
-) -> Array:
-    """f32[Q, S]: how strongly the logits at each query depend on the embedding of each token.
+) -> tuple[Array, Array]:
+    """How strongly the logits at each query depend on the embedding of each token, and the logits.
 
     It is the largest entry of d(r . logits[t]) / d embedding[s] for a random direction r, so it
     is 0 where logits do not depend and, but for an event of probability 0, nowhere else. r is 0 at
@@ -86,6 +86,8 @@ def dependence(
       logits_of: embedding table f32[V, D] -> logits f32[1, S, V] of `tokens`.
       tokens: i32[S], all different, and fewer than V.
       queries: i32[Q], the t that are asked for.
+    Returns:
+      f32[Q, S] and f32[1, S, V].
     """
     logits, pull = jax.vjp(logits_of, table)
 
@@ -95,7 +97,7 @@ def dependence(
         (grad,) = pull(jnp.zeros_like(logits).at[0, t].set(direction.astype(logits.dtype)))
         return jnp.max(jnp.abs(grad[tokens]), axis=-1)
 
-    return jax.lax.map(of_query, (queries, jax.random.split(key, len(queries))))
+    return jax.lax.map(of_query, (queries, jax.random.split(key, len(queries)))), logits
 
 
 class Offence(NamedTuple):

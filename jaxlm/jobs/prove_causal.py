@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.analysis import information_flow as flow
+from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG
 from jaxlm.io import compile_cache, host_memory
 from jaxlm.jobs import Launch
@@ -96,7 +97,8 @@ def findings(cfg: RunConfig, queries: np.ndarray) -> Iterator[Finding]:
             measured, plain = measure(part, row, queries, forward)
             yield Finding(f"plain attention{depth}", measured, *allowed)
         if row.segment_ids is not None:
-            _, plain = measure(part, whole, queries[:1], forward)
+            model = kinds.build(part)
+            plain = jax.jit(model.forward)(drawn_params(model), whole.tokens[None])
         measured, cached = measure(part, whole, queries, flow.cached_logits)
         difference = float(np.max(np.abs(cached - plain)) / np.max(np.abs(plain)))
         allowed = _readable(whole, part)
@@ -122,17 +124,17 @@ def measure(
 
     @jax.jit
     def run(params, tokens, queries, key):
-        params = model.settle(params, model.init_carry(1))
-
         def of_table(table):
             return logits_of(model, params | {"embed": table}, tokens[None], *segments)
 
-        table = params["embed"]
-        return flow.dependence(of_table, table, tokens, queries, key), of_table(table)
+        return flow.dependence(of_table, params["embed"], tokens, queries, key)
 
-    params_key, key = jax.random.split(jax.random.key(0))
-    params = flow.lively_params(params_key, model.specs)
-    return jax.device_get(run(params, row.tokens, queries, key))
+    return jax.device_get(run(drawn_params(model), row.tokens, queries, jax.random.key(1)))
+
+
+def drawn_params(model: Any) -> Params:
+    """The same of all ways to compute a model."""
+    return model.settle(flow.lively_params(jax.random.key(0), model.specs), model.init_carry(1))
 
 
 def problem_of(finding: Finding, queries: np.ndarray, tolerance: float) -> str | None:

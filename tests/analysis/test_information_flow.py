@@ -44,7 +44,7 @@ def measure(cfg, the_row, attend=attention.attend, cached=False):
                 return flow.cached_logits(model, weights, tokens[None])
             return model.forward(weights, tokens[None], segment_ids=segments)
 
-        return flow.dependence(logits, params["embed"], tokens, QUERIES, jax.random.key(1))
+        return flow.dependence(logits, params["embed"], tokens, QUERIES, jax.random.key(1))[0]
 
     return np.asarray(run(draw_params(model.specs), the_row.tokens))
 

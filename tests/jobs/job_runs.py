@@ -1,10 +1,12 @@
 """Tiny runs for the tests of the jobs: how to launch one, and what makes two of them equal."""
 
+import contextlib
 import json
 import os
 import pathlib
 import random
 import select
+import socket
 import subprocess
 import sys
 from typing import NamedTuple
@@ -60,6 +62,18 @@ def write_text(path: pathlib.Path, num_words: int = 900) -> None:
     rng = random.Random(0)
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "to", "big", "dog"]
     path.write_text("".join(rng.choice(words) + rng.choice("  \n.") for _ in range(num_words)))
+
+
+def free_ports(number: int) -> list[int]:
+    """So many, below those that the system gives to whoever asks for any: they stay free."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as stack:
+        while len(ports) < number:
+            port = random.SystemRandom().randrange(10_000, 32_000)
+            with contextlib.suppress(OSError):  # in use
+                stack.enter_context(socket.socket()).bind(("", port))
+                ports.append(port)
+    return ports
 
 
 class Launcher:

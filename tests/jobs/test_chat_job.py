@@ -108,7 +108,7 @@ def test_a_message_that_cannot_be_read_is_one_line_and_no_end(launch, talker):
     assert outcome.stderr.count(b"first token after") == 1
 
 
-AGAIN_S = 5
+AGAIN_S = 30
 
 # In the new process: Python of many threads must not run code between fork and exec.
 TAKE_TERMINAL = """

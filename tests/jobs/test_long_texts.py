@@ -101,7 +101,7 @@ def make():
     return lambda item: (os.getpid(), time.sleep(item))[0]
 
 if __name__ == "__main__":
-    results = map_in_order(make, (), [0, 0, 0, 0, 0.5, 0.5], 2)
+    results = map_in_order(make, (), [0] * 4 + [0.5] * 1000, 2)
     print(next(results), next(results), flush=True)
     list(results)
 """

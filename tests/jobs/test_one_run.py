@@ -237,9 +237,11 @@ def test_a_second_signal_does_not_wait(launch, config, tmp_path):
     with launch.start(config, *flags, f"--workdir={folder}") as process:
         wait_for(folder / "timings.jsonl", process)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=TIMEOUT_S)
+        lines = iter(process.stdout.readline, "")
+        assert any(line.startswith("SIGTERM: finishing") for line in lines)
+        process.send_signal(signal.SIGTERM)  # one that is sent before may become one with the first
+        out = "".join(lines)
+        process.wait(TIMEOUT_S)
     assert process.returncode == 143
     assert "stopped" not in out and (folder / "metrics.jsonl").read_bytes() == b""
     assert not any((folder / "checkpoints").iterdir())

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from job_runs import TIMEOUT_S
+from job_runs import TIMEOUT_S, free_ports
 from metadata_server import metadata_server
 
 from jaxlm.core import trees
@@ -106,9 +105,7 @@ CONFIG = {
 
 def start(workdir, text, number, num_steps, last=None):
     """Starts that many processes of one run; last: more environment of the last of them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     config = CONFIG | {"train.num_steps": num_steps, "data.path": text}
     flags = [f"--workdir={workdir}", *(f"--config.{name}={v}" for name, v in config.items())]
     started = []

@@ -13,7 +13,7 @@ import time
 import types
 
 import pytest
-from job_runs import TIMEOUT_S
+from job_runs import TIMEOUT_S, free_ports
 
 from jaxlm.core.config import ConfigError
 from jaxlm.jobs import Launch, submit
@@ -150,6 +150,7 @@ SlurmctldHost={host}(127.0.0.1)
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
+MessageTimeout=90
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -181,18 +182,12 @@ def slurm():
     """
     if not all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch"))) or os.getuid():
         pytest.skip("needs slurm-wlm and root")
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="slurm"))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
     (folder / "state").mkdir()
-    ports = []
-    with contextlib.ExitStack() as stack:
-        for _ in range(3):
-            free = stack.enter_context(socket.socket())
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
     host = socket.gethostname().split(".")[0]
     # The first one's name must be found: there the processes meet.
     nodes = [host, f"{host}-2"]
-    places = {"host": host, "nodes": nodes, "folder": folder, "ports": ports}
+    places = {"host": host, "nodes": nodes, "folder": folder, "ports": free_ports(3)}
     config = SLURM.format(cpus=os.cpu_count(), **places)
     (folder / "slurm.conf").write_text(config)
     (folder / "munge.key").write_bytes(os.urandom(1024))

@@ -3,11 +3,12 @@
 import csv
 import json
 import signal
-import time
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from job_runs import snapshot
+from job_runs import LAUNCH, ROOT, snapshot
 
 from jaxlm.core.config import apply_overrides
 from jaxlm.io import checkpoints
@@ -119,19 +120,37 @@ def test_points_one_by_one_merge_into_the_same_sweep(launch, config, sweep_file,
         assert float(got["loss"]) == pytest.approx(float(want["loss"]), rel=1e-5)
 
 
+# From outside it might come when all is over.
+KILLED = f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from jaxlm.io.checkpoints import Checkpointer
+
+save = Checkpointer.save
+
+
+def save_and_end(self, step, state, **options):
+    save(self, step, state, **options)
+    if step == 16:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+Checkpointer.save = save_and_end
+sys.argv[0] = {str(LAUNCH)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_killed_sweep_ends_as_the_unbroken_one(launch, config, sweep_file, tmp_path):
     """SIGKILL once a checkpoint of all lanes is there: the table is that of the unbroken sweep."""
     every = [f"--config.train.{n}" for n in ("eval_every=8", "save_every=8", "log_every=8")]
-    args = [f"--sweep={sweep_file}", config, *every, "--config.train.num_steps=160"]
-    folder, found = tmp_path / "s", None
-    with launch.start(*args, f"--workdir={folder}") as process:
-        while process.poll() is None and found is None:
-            time.sleep(0.01)
-            for group in (folder / "groups").glob("*"):
-                found = checkpoints.newest_good(group)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert found is not None and found[1]["step"] < 160
+    args = [f"--sweep={sweep_file}", config, *every]
+    folder = tmp_path / "s"
+    command = [sys.executable, "-c", KILLED, *args, f"--workdir={folder}"]
+    done = subprocess.run(command, env=launch.env, cwd=launch.cwd, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    [group] = (folder / "groups").iterdir()
+    assert checkpoints.newest_good(group)[1]["step"] in (8, 16)
     assert not list((folder / "points").glob("*/rows.json"))
     again = launch(*args, f"--workdir={folder}")
     assert again.code == 0 and "resumed   at step" in again.out, again.err

@@ -72,10 +72,19 @@ def test_kills_leave_no_trace(children, cfg, tmp_path, capsys, num_kills, num_st
     assert whens == list(verify_resume.MOMENTS)[:num_kills]
 
 
+# Of the run that is killed the first process waits for it, however late it comes.
 FORGETFUL = """
+import sys, time
 from jaxlm.jobs import train
 batch_at, calls = train.batch_at, iter(range(10**9))
-train.batch_at = lambda split, seed, step, **options: batch_at(split, seed, next(calls), **options)
+
+def forgetful(split, seed, step, **options):
+    call = next(calls)
+    if call == step == 40 and sys.argv[2].endswith("killed"):
+        time.sleep(600)
+    return batch_at(split, seed, call, **options)
+
+train.batch_at = forgetful
 """
 
 

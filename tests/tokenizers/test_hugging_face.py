@@ -156,7 +156,8 @@ def test_any_text_is_encoded_as_tokenizers_does(pattern, text, pairs):
     # Its regex engines and ours carry different versions of Unicode.
     assigned = "".join(c for c in text if unicodedata.ucd_3_2_0.category(c) not in ("Cn", "Cs"))
     ours, theirs = pairs[pattern]
-    assert ours.encode(assigned).tolist() == their_ids(theirs, assigned)
+    # A special token is a string of our sources, which hypothesis has tried as well.
+    assert ours.encode(assigned, allow_special=True).tolist() == their_ids(theirs, assigned)
 
 
 @every_pattern
