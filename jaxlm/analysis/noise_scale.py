@@ -1,4 +1,4 @@
-"""How noisy the gradient of one example is, measured by gradients of single examples and a batch."""
+"""How noisy the gradient of one example is, by gradients of single examples and of a batch."""
 
 import math
 from typing import NamedTuple
