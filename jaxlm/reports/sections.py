@@ -23,6 +23,7 @@ def environment(provenance: dict[str, Any]) -> str:
     """The command, then commit, device and versions, and what earlier starts had otherwise."""
     command, parts = provenance.get("command"), []
     earlier, now = provenance.get("earlier") or (), _flat(provenance)
+    now += [("command", shlex.join(map(str, command)))] if isinstance(command, list) else []
     provenance = {name: value for name, value in provenance.items() if name != "earlier"}
     if isinstance(command, list):
         parts.append(page.text_block("", shlex.join(map(str, command))))
@@ -33,6 +34,8 @@ def environment(provenance: dict[str, Any]) -> str:
         elif name != "command" and value not in (None, ""):
             rows.append((name.replace("_", " "), plain(value)))
     for number, before in enumerate(earlier, 1):
+        if isinstance(words := before.get("command"), list):
+            before = before | {"command": shlex.join(map(str, words))}
         other = [row for row in _flat(before) if row not in now]
         groups.append(page.card(f"start {number}, what was other", page.pairs(other)))
     parts.append(page.cards([page.card("run", page.pairs(rows)), *groups]))

@@ -201,6 +201,7 @@ def test_what_earlier_starts_had_otherwise_is_shown(tmp_path, no_charts):
     (run / "provenance.json").write_text(json.dumps(now | {"earlier": [before]}))
     text = report(run)[0].text
     assert "start 1, what was other commit 0ld" in text and "packages.jax 0.9" in text, text
+    assert "command launch.py '--a b'" in text
     assert text.count("device kind") == 1  # which both had
 
 
