@@ -56,13 +56,13 @@ def prepare(
     import jax
     import numpy as np
 
+    from jaxlm.analysis.hlo import compiled_bytes
     from jaxlm.core import trees
     from jaxlm.core.config import apply_overrides
     from jaxlm.data.batches import Batch
     from jaxlm.jobs.setup import backends_of
     from jaxlm.train.calls import scan_apart
     from jaxlm.train.config import RunConfig
-    from jaxlm.train.population import bytes_needed
     from jaxlm.train.program import hyper_values, make_program
 
     settings = {
@@ -89,7 +89,7 @@ def prepare(
     run = jax.jit(scan_apart(program.step), donate_argnums=0)
     compiled = run.lower(state, {}, batches).compile()
     about = (cfg, program, chosen.attention, params)
-    num_bytes = bytes_needed(compiled)
+    num_bytes = compiled_bytes(compiled.memory_analysis())
     if limit_bytes is not None and num_bytes > limit_bytes:
         return Training(*about, None, num_bytes, lambda: None)
     state, first = compiled(state, {}, batches)

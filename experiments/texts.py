@@ -12,6 +12,8 @@ from jaxlm.data.config import DataConfig
 from jaxlm.data.corpus import open_corpus
 from jaxlm.tokenizers import Tokenizer, TokenizerConfig, train_tokenizer
 
+HELD_OUT = 0.1  # of the plays
+
 
 class Text(NamedTuple):
     """A text as ids: its tokenizer, a part to train on and a part to validate on."""
@@ -23,16 +25,16 @@ class Text(NamedTuple):
 
 
 @functools.cache
-def plays(kind: str = "characters", val_fraction: float = 0.1) -> Text:
-    """The bundled plays; kind: characters or bytes. The last `val_fraction` validates."""
+def plays(kind: str = "characters") -> Text:
+    """The bundled plays, of which the last tenth validates; kind: characters or bytes."""
     text, fingerprint = _text_of_plays()
-    return as_text(text, kind, val_fraction, fingerprint)
+    return as_text(text, kind, HELD_OUT, fingerprint)
 
 
-def plays_as(tokenizer: Tokenizer, val_fraction: float = 0.1) -> Text:
+def plays_as(tokenizer: Tokenizer) -> Text:
     """The same in the tokens of a model that is there already."""
     text, fingerprint = _text_of_plays()
-    return _cut(text, tokenizer, val_fraction, fingerprint)
+    return _cut(text, tokenizer, HELD_OUT, fingerprint)
 
 
 def _text_of_plays() -> tuple[str, str]:

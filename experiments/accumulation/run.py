@@ -29,7 +29,7 @@ from jaxlm.objectives import next_token
 from jaxlm.train.config import RunConfig
 from jaxlm.train.population import stack_hypers, train_population
 from jaxlm.train.program import hyper_values, make_program
-from jaxlm.train.state import TrainState, init_state
+from jaxlm.train.state import TrainState, init_state, jit_init
 from jaxlm.train.step import make_train_step
 
 resolve = library.resolve
@@ -158,9 +158,8 @@ def recording(hypers) -> optax.GradientTransformation:
 
 def initial_state(cell: dict[str, Any], seed: int) -> TrainState:
     specs = transformer.param_specs(run_config(cell).model)
-    quick = {"xla_backend_optimization_level": 0}
     make = functools.partial(init_state, specs=specs, hypers={}, make_tx=recording)
-    return jax.jit(make, compiler_options=quick)(seed)
+    return jit_init(make, jax.default_backend())(seed)
 
 
 def gradient_rows(cell: dict[str, Any]) -> list[Row]:

@@ -20,6 +20,7 @@ from jaxlm.train.population import Trained, stack_hypers, train_population
 from jaxlm.train.program import Program, hyper_values, make_program
 
 PAD, SEPARATOR, FIRST_SYMBOL = 0, 1, 2
+NUM_TEST = 100  # sequences on which a seed of the classic setting is judged
 
 
 def run_cell(cell: dict[str, Any]) -> list[Row]:
@@ -79,8 +80,8 @@ def classic_batch(key: Array, batch_size: int, cfg: RunConfig) -> Batch:
     return Batch(tokens=tokens, targets=tokens, weights=jnp.ones(shape, jnp.float32))
 
 
-def train_classic(seeds: list[int], num_steps: int, num_test: int = 100) -> Trained:
-    """Every seed in one program that draws its own batches; evaluation on `num_test` fresh ones.
+def train_classic(seeds: list[int], num_steps: int) -> Trained:
+    """Every seed in one program that draws its own batches; evaluation on fresh ones.
 
     Its one evaluation is {"token_accuracy", "exact_match"}: f32[P].
     """
@@ -92,7 +93,7 @@ def train_classic(seeds: list[int], num_steps: int, num_test: int = 100) -> Trai
         return program.step(state, classic_batch(key, cfg.data.batch_size, cfg))
 
     def evaluate(state, _):
-        batch = classic_batch(path_key(state.key, "test"), num_test, cfg)
+        batch = classic_batch(path_key(state.key, "test"), NUM_TEST, cfg)
         right = program.model(state.hypers).forward(state.params, batch.tokens).argmax(-1)
         return accuracies(right == batch.targets, batch.weights)
 

@@ -68,6 +68,9 @@ NOTES = [
     f"Each seed has its own {NUM_TRAINED_ON} images to train on and its own rest to be tested on, "
     "its own first weights and its own order. With fewer images those are the first of the same, "
     "and the number of updates stays.",
+    "The images of two seeds are in part the same, of training and of test. So the intervals say "
+    "how much hangs on which of these 1,797 images are drawn, and too little of other digits "
+    '(Nadeau and Bengio 2003, "Inference for the Generalization Error").',
     "One writer's digits are in both parts, so the numbers are higher than for writers not seen.",
     "The best rate is chosen by the mean of the very seeds that are compared, on the images of the "
     "test. At scale=small there is one rate for all.",

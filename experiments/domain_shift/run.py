@@ -20,7 +20,7 @@ from experiments.domain_shift import (
     replayed,
 )
 from experiments.texts import lane_batches, plays
-from jaxlm.analysis.statistics import early_stop
+from jaxlm.analysis.early_stopping import early_stop
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import from_dict
 from jaxlm.core.params import count_params

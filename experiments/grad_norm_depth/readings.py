@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.analysis.noise_scale import noise_scale
 from jaxlm.analysis.statistics import (
     Interval,
     mean_interval,
     mean_slope_interval,
-    noise_scale,
     paired_interval,
     ratio_interval,
     slope_interval,

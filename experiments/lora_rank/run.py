@@ -19,7 +19,7 @@ from experiments.adapting import lane_of
 from experiments.language import train_runs
 from experiments.lora_rank import Config, readings
 from experiments.texts import Text, lane_batches, plays, plays_as, standard_library
-from jaxlm.analysis.statistics import early_stop
+from jaxlm.analysis.early_stopping import early_stop
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
 from jaxlm.core.config import FLAG, ConfigError, from_dict, to_dict

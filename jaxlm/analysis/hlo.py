@@ -1,14 +1,14 @@
-"""Which collectives a compiled program runs, how often, and over how many bytes.
+"""What a compiled program says of itself: its collectives, and the memory that it takes.
 
-Read from the text of the optimised program, `compiled.as_text()`. The body of a loop stands there
-once; what is in it counts as often as the loop runs: what XLA says of that (known_trip_count), or
-what its condition compares a counter with.
+Collectives are read from the text of the optimised program, `compiled.as_text()`. The body of a
+loop stands there once; what is in it counts as often as the loop runs: what XLA says of that
+(known_trip_count), or what its condition compares a counter with.
 """
 
 import math
 import re
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -34,6 +34,17 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _CHAIN = re.compile(r'channel_id=(\d+).*chain_id="')
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\]")
+
+
+def compiled_bytes(sizes: Any) -> int:
+    """All of what `memory_analysis()` of a compiled program lists, for a device."""
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+        + sizes.generated_code_size_in_bytes
+    )
 
 
 def collectives(hlo: str) -> dict[str, Collective]:

@@ -51,21 +51,6 @@ class LineFit(NamedTuple):
     r2: float
 
 
-class NoiseScale(NamedTuple):
-    """The simple gradient noise scale and the two unbiased estimates it is the ratio of."""
-
-    trace: float  # tr(Sigma): total variance of one example's gradient
-    square_norm: float  # |G|^2 of the true gradient; an estimate of it can be negative
-    scale: float  # trace / square_norm, in examples
-
-
-class EarlyStop(NamedTuple):
-    """Positions in a list of evaluation losses."""
-
-    best_index: int
-    stopped_index: int
-
-
 def mean_interval(values: ArrayLike, confidence: float = 0.95, *, over: str = "seeds") -> Interval:
     """Student t interval of the mean: mean +- t(n - 1) * s / sqrt(n), s with n - 1 below.
 
@@ -213,83 +198,6 @@ def mean_slope_interval(
         raise ValueError(f"ys: expected [repetitions, points], got an array of shape {rows.shape}")
     slopes = [_least_squares(*_pairs(x, row, "x", "a row of ys")).slope for row in rows]
     return mean_interval(slopes, confidence, over=over)
-
-
-def noise_scale(
-    mean_square_norm_of_examples: float, square_norm_of_mean: float, batch_size: int
-) -> NoiseScale:
-    """The simple gradient noise scale tr(Sigma) / |G|^2, from the gradients g_i of B examples.
-
-        |G|^2     = (B * |g_B|^2 - mean |g_i|^2) / (B - 1)
-        tr(Sigma) = (mean |g_i|^2 - |g_B|^2) * B / (B - 1)
-
-    Both are unbiased and linear in the norms, so give the means over several batches of one size
-    where you have them. Their ratio is not unbiased; that is why not to average scales.
-
-    Where the estimate of |G|^2 is zero or below, the noise is too large for this batch to measure
-    and the scale is inf; it is nan if all gradients are zero, or if a norm is not finite.
-
-    Args:
-      mean_square_norm_of_examples: mean over i of |g_i|^2.
-      square_norm_of_mean: |g_B|^2 of the mean gradient g_B.
-      batch_size: B >= 2.
-    Raises:
-      ValueError: batch_size < 2, or a |g_B|^2 above the mean |g_i|^2 by more than rounding,
-        which no gradients have.
-    Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1,
-    with a small batch of 1 and a large one of B.
-    """
-    examples, mean = float(mean_square_norm_of_examples), float(square_norm_of_mean)
-    if batch_size < 2:
-        raise ValueError(f"batch_size={batch_size}: a noise scale needs at least 2 examples")
-    if not (math.isfinite(examples) and math.isfinite(mean)):
-        return NoiseScale(math.nan, math.nan, math.nan)
-    if mean > examples * (1 + 1e-3):  # norms summed in float32 are off by far less
-        raise ValueError(
-            f"square_norm_of_mean={mean}: expected at most the mean of the square norms,"
-            f" {examples}; are the two swapped?"
-        )
-    square_norm = (batch_size * mean - examples) / (batch_size - 1)
-    trace = max(examples - mean, 0.0) * batch_size / (batch_size - 1)
-    if square_norm > 0:
-        scale = trace / square_norm
-    else:
-        scale = math.inf if trace > 0 else math.nan
-    return NoiseScale(trace, square_norm, scale)
-
-
-def early_stop(losses: ArrayLike, patience: int, min_delta: float) -> EarlyStop:
-    """Where a run that watches these losses stops, and which of them it keeps.
-
-    A loss is better if it is below the best so far by more than `min_delta`. The run stops at the
-    `patience`-th loss in a row that is not; if that never comes, stopped_index is the last index.
-    best_index need not be the lowest loss: small steps down do not count.
-
-    As Keras's EarlyStopping(mode="min", restore_best_weights=True), also in that the first loss
-    is the best where none counts. Different: -inf is never better, and a patience of 1 can stop
-    at the first loss, if it is not finite.
-
-    Args:
-      losses: float[n], n >= 1, one for each evaluation, in order.
-    Raises:
-      ValueError: no losses, patience < 1 or min_delta < 0.
-    Source: Goodfellow, Bengio and Courville 2016, "Deep learning", algorithm 7.1; `min_delta` is
-    Keras's.
-    """
-    losses = _vector(losses, "losses")
-    if patience < 1:
-        raise ValueError(f"patience={patience}: expected at least 1 evaluation")
-    if not min_delta >= 0:
-        raise ValueError(f"min_delta={min_delta}: expected 0 or more")
-    best_index, best, waited = 0, math.inf, 0
-    for index, loss in enumerate(losses.tolist()):
-        if math.isfinite(loss) and loss + min_delta < best:
-            best_index, best, waited = index, loss, 0
-            continue
-        waited += 1
-        if waited == patience:
-            return EarlyStop(best_index, index)
-    return EarlyStop(best_index, len(losses) - 1)
 
 
 def numbers(interval: Interval, digits: int = 2) -> tuple[str, str, str]:

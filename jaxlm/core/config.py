@@ -207,7 +207,9 @@ def _convert(declared: Any, value: Any) -> Any:
     if declared is bool:
         if isinstance(value, bool):
             return value
-        return {"true": True, "false": False}[value] if value in ("true", "false") else _fail()
+        if value not in ("true", "false"):
+            raise ValueError
+        return value == "true"
     if declared is str:
         if not isinstance(value, str):
             raise TypeError
@@ -226,10 +228,6 @@ def _convert(declared: Any, value: Any) -> Any:
             raise ValueError
         return number
     raise TypeError(f"a config field of type {declared} cannot be set from text")
-
-
-def _fail():
-    raise ValueError
 
 
 def check_numbers(config: Any) -> None:

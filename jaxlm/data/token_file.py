@@ -31,7 +31,6 @@ HEADER_BYTES = 4096
 DOCUMENT = np.dtype([("stop", "<i8"), ("key", "<u8")])
 BLOCK_BYTES = 1 << 22
 
-EncodeIterable = Callable[[Iterable[str]], Iterable[np.ndarray]]
 EncodeDocuments = Callable[[Iterable[Iterable[str]]], Iterable[Iterable[np.ndarray]]]
 
 

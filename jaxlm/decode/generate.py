@@ -167,10 +167,3 @@ def generate(
         cache_length=bucket(padded.lengths.max() + num_tokens - 1),
     )
     return Generated(np.asarray(tokens)[:, :num_tokens], np.asarray(counts))
-
-
-def make_generator(
-    model: LanguageModel, *, max_length: int | None = None
-) -> Callable[..., Generated]:
-    """`generate` for one model: (params, prompts, key, *, num_tokens, ...) -> Generated."""
-    return functools.partial(generate, model, max_length=max_length)

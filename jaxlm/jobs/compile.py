@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.analysis import flops
-from jaxlm.analysis.hlo import Collective, collectives
+from jaxlm.analysis.hlo import Collective, collectives, compiled_bytes
 from jaxlm.core import params as params_lib
 from jaxlm.core.config import FLAG, ConfigError
 from jaxlm.data.batches import Batch
@@ -28,7 +28,6 @@ from jaxlm.jobs import Launch, plan
 from jaxlm.jobs.configs import launch_config
 from jaxlm.jobs.devices import free_bytes
 from jaxlm.jobs.memory_table import (
-    compiled_bytes,
     show_compiled,
     show_held,
     show_nearest,

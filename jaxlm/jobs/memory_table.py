@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
+from jaxlm.analysis.hlo import compiled_bytes
 from jaxlm.core import trees
 from jaxlm.jobs import plan
 from jaxlm.models.backends import Choice
@@ -97,17 +98,6 @@ def show_nearest(
     flags = plan.changes(cfg, best.cfg)
     print(f"would fit with {' '.join(flags)}: {mib(best.held.total):,.0f} MiB by our count")
     return flags
-
-
-def compiled_bytes(sizes: Any) -> int:
-    """All of what `memory_analysis()` of a compiled program lists, for a device."""
-    return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-        + sizes.generated_code_size_in_bytes
-    )
 
 
 def mib(num_bytes: float) -> float:

@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 
+from jaxlm.analysis.hlo import compiled_bytes
 from jaxlm.jobs import plan, processes
 from jaxlm.jobs.compile import DoesNotFitError, compile_step, out_of_memory
 from jaxlm.jobs.memory_table import (
-    compiled_bytes,
     show_compiled,
     show_held,
     show_nearest,

@@ -23,7 +23,7 @@ import numpy as np
 from jaxlm.analysis import flops
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import FLAG, ConfigError, to_dict
-from jaxlm.decode.generate import make_generator
+from jaxlm.decode.generate import generate
 from jaxlm.evals.perplexity import make_evaluator
 from jaxlm.io import checkpoints, compile_cache, frozen, metric_log, workdir
 from jaxlm.io.trackers import Trackers
@@ -92,7 +92,7 @@ class Recorder:
         self._evaluate = make_evaluator(
             model, token_bytes=data.tokenizer.token_bytes, vocab_chunk=cfg.train.vocab_chunk
         )
-        self._generate = make_generator(decoding_model(cfg.model))
+        self._generate = functools.partial(generate, decoding_model(cfg.model))
         self._prompt, self._num_sample_tokens = sample_request(cfg, data)
         self._exit = contextlib.ExitStack()
 
@@ -323,7 +323,7 @@ class Recorder:
         weights = self._weights(state)
         key = jax.random.fold_in(jax.random.key(self.cfg.seed), step)
         for temperature in self.cfg.train.sample_temperatures:
-            generate = functools.partial(
+            draw = functools.partial(
                 self._generate,
                 weights,
                 [self._prompt],
@@ -331,7 +331,7 @@ class Recorder:
                 num_tokens=self._num_sample_tokens,
                 temperature=temperature,
             )
-            out = self._attempt("sampling", generate)
+            out = self._attempt("sampling", draw)
             if out is None:
                 return
             prompt, text = (

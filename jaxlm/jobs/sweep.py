@@ -328,17 +328,24 @@ def train_points(
                 print(f"step      {done}/{num_steps}  {_losses(values)}", flush=True)
     if done < num_steps:
         return
-    rows: dict[int, list] = {place: [] for place in places}
-    for row in metric_log.read(own / ROWS_FILE, _ROW):
-        rows[row["point"]].append(row)
+    keep_points(folder, configs, places, metric_log.read(own / ROWS_FILE, _ROW))
+    record = {"points": len(places), "seconds": time.perf_counter() - started}
+    with metric_log.MetricLog(folder / TIMINGS_FILE) as timings:
+        timings.append({**record, "lanes_at_once": population.lanes_at_once})
+
+
+def keep_points(
+    folder: pathlib.Path,
+    configs: Sequence[RunConfig],
+    places: Sequence[int],
+    rows: Sequence[dict[str, Any]],
+) -> None:
+    """Gives each point its folder, with its config and its rows: it is finished then."""
     for place in places:
         path = point_folder(folder, place)
         path.mkdir(parents=True, exist_ok=True)
         workdir.save_config(path, configs[place])
-        workdir.save_json(path / "rows.json", rows[place])
-    record = {"points": len(places), "seconds": time.perf_counter() - started}
-    with metric_log.MetricLog(folder / TIMINGS_FILE) as timings:
-        timings.append({**record, "lanes_at_once": population.lanes_at_once})
+        workdir.save_json(path / "rows.json", [row for row in rows if row["point"] == place])
 
 
 def _restore(own: pathlib.Path, abstract: Any) -> tuple[int, Any]:

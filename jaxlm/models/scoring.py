@@ -26,10 +26,7 @@ def score_targets(
       vocab_chunk: ids whose logits are held at once, f32[B, S, vocab_chunk]; None: all.
       options: key and dropout of `model.hidden`.
     """
-    options["segment_ids"] = batch.segment_ids
-    if vocab_chunk is None:
-        return _score_logits(model.forward(params, batch.tokens, **options), batch.targets)
-    x = model.hidden(params, batch.tokens, **options)
+    x = model.hidden(params, batch.tokens, segment_ids=batch.segment_ids, **options)
     return score_hidden(model, params, x, batch.targets, vocab_chunk=vocab_chunk)
 
 
@@ -38,7 +35,8 @@ def score_hidden(
 ) -> TokenScores:
     """`score_targets` from what the head reads: x [B, S, D], targets i32[B, S]."""
     if vocab_chunk is None or not model.head:
-        return _score_logits(model.unembed(params, x), targets)
+        logits = model.unembed(params, x)
+        return TokenScores(*cross_entropy(logits, targets), jnp.mean(logits, axis=-1))
     specs, weights = trees.flatten(model.specs), trees.flatten(params)
     return chunked_cross_entropy(
         lambda head, x: model.unembed(trees.unflatten(head), x),
@@ -48,8 +46,3 @@ def score_hidden(
         targets,
         chunk=vocab_chunk,
     )
-
-
-def _score_logits(logits: Array, targets: Array) -> TokenScores:
-    nll, log_z = cross_entropy(logits, targets)
-    return TokenScores(nll, log_z, jnp.mean(logits, axis=-1))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.models.scoring import score_hidden, score_targets
+from jaxlm.models.api import LanguageModel
+from jaxlm.models.scoring import score_hidden
 from jaxlm.nn.cross_entropy import token_metrics
 
 
@@ -29,7 +30,9 @@ def hyper_values(cfg: LossConfig) -> dict[str, float]:
     return {name: value for name, value in dataclasses.asdict(cfg).items() if value}
 
 
-def make_loss_fn(model, *, token_bytes: np.ndarray, vocab_chunk: int | None = None) -> Callable:
+def make_loss_fn(
+    model: LanguageModel, *, token_bytes: np.ndarray, vocab_chunk: int | None = None
+) -> Callable:
     """Builds `loss_fn(params, frozen, carry, hypers, batch, key) -> (loss_sum, (Metrics, carry))`.
 
     The sum runs over the batch's tokens weighted by `batch.weights`; it is divided once, by the
@@ -40,26 +43,24 @@ def make_loss_fn(model, *, token_bytes: np.ndarray, vocab_chunk: int | None = No
     is the plain negative log-likelihood in nats, whatever the objective adds to it.
 
     Args:
-      model: a LanguageModel.
       token_bytes: i32[V], UTF-8 bytes of each id, so that loss also comes as bits per byte.
       vocab_chunk: as of `score_targets`.
     """
-
-    train_hidden = getattr(model, "train_hidden", None)  # any object with `forward` will do
 
     def loss_fn(params, frozen, carry, hypers, batch, key):
         del frozen
         dropout = hypers.get("dropout")
         options = {"key": None if dropout is None else key, "dropout": dropout}
-        if train_hidden is not None:
+        options["segment_ids"] = batch.segment_ids
+        if model.train_hidden is None:
+            x = model.hidden(params, batch.tokens, **options)
+        else:
             # What is behind the row begins a document where the last target does.
             goes_on = None if batch.segment_ids is None else batch.weights[:, -1] > 0
-            options |= {"segment_ids": batch.segment_ids, "goes_on": goes_on}
-            x, carry = train_hidden(params, batch.tokens, carry, **options)
-            scores = score_hidden(model, params, x, batch.targets, vocab_chunk=vocab_chunk)
-        else:
-            scores = score_targets(model, params, batch, vocab_chunk=vocab_chunk, **options)
-        nll, log_z, mean_logit = scores
+            x, carry = model.train_hidden(params, batch.tokens, carry, goes_on=goes_on, **options)
+        nll, log_z, mean_logit = score_hidden(
+            model, params, x, batch.targets, vocab_chunk=vocab_chunk
+        )
         objective = nll
         if "label_smoothing" in hypers:
             share = hypers["label_smoothing"]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jaxlm.core.config import ConfigError
+from jaxlm.core.config import FLAG, ConfigError
 
 Optimizer = Literal["adamw", "adam", "lion", "muon", "sgd", "adagrad", "adadelta", "rmsprop"]
 Schedule = Literal[
@@ -15,11 +15,8 @@ Schedule = Literal[
     "constant",
 ]
 
-DECOUPLED = (
-    "adamw",
-    "lion",
-    "muon",
-)  # decay is added to the update; the others add it to the gradient
+# Of these the decay is added to the update; the others add it to the gradient.
+DECOUPLED = ("adamw", "lion", "muon")
 
 # What None stands for where the customary value depends on the optimizer.
 DEFAULT_WEIGHT_DECAY = dict.fromkeys(DECOUPLED, 0.1)  # else 0
@@ -84,7 +81,7 @@ class OptimConfig:
 
 def _require(value, name, expected, holds):
     if value is not None and not holds(value):
-        raise ConfigError(f"--config.optim.{name}={value}: expected a number {expected}")
+        raise ConfigError(f"{FLAG}optim.{name}={value}: expected a number {expected}")
 
 
 def hyper_values(cfg: OptimConfig, *, num_steps: int, d_model: int) -> dict[str, float]:
@@ -108,7 +105,7 @@ def hyper_values(cfg: OptimConfig, *, num_steps: int, d_model: int) -> dict[str,
             elif tail:
                 total += f", with decay_steps={tail}"
             raise ConfigError(
-                f"--config.optim.{name}={total}: more than the {num_steps} steps of the run;"
+                f"{FLAG}optim.{name}={total}: more than the {num_steps} steps of the run;"
                 " lower it or raise the number of steps"
             )
 

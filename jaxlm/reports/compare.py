@@ -15,6 +15,7 @@ from jaxlm.reports.tables import print_table
 ABSENT = "-"
 _UNCOMPARABLE = "*"  # marks a column whose numbers must not be held against each other
 _NO_FIELD = object()  # of this kind of model: no value, and not none either
+_TOKENIZERS = "the tokenizers differ"  # the one reason that bits per byte outlives
 _LONGEST_SETTING = 48  # characters of a config value in the tables
 
 
@@ -84,7 +85,7 @@ def not_comparable(runs: Sequence[ComparedRun]) -> list[str]:
     reasons = []
     tokenizers, texts = _known(runs, "tokenizer"), _known(runs, "corpus")
     if len(tokenizers) > 1:
-        reasons.append("the tokenizers differ")
+        reasons.append(_TOKENIZERS)
     if len(texts) > 1:
         reasons.append("the texts differ")
     counts = _known(runs, "val_num_tokens")
@@ -100,7 +101,7 @@ def caveat(runs: Sequence[ComparedRun]) -> str:
     if not reasons:
         return "Bits per byte is what compares across tokenizers."
     line = f"{_UNCOMPARABLE} does not compare: {' and '.join(reasons)}. "
-    if reasons == ["the tokenizers differ"]:
+    if reasons == [_TOKENIZERS]:
         return line + "Bits per byte does."
     return line + "Bits per byte compares across tokenizers, but only on one text."
 
@@ -116,7 +117,9 @@ def cells(run: ComparedRun) -> list[str]:
 
 
 def best_run(runs: Sequence[ComparedRun]) -> int | None:
-    """The place of the run with the lowest bits per byte, where several have one."""
+    """The place of the run with the lowest bits per byte, where several have one on one text."""
+    if set(not_comparable(runs)) - {_TOKENIZERS}:
+        return None
     known = [i for i, run in enumerate(runs) if run.row["val_bits_per_byte"] is not None]
     if len(known) < 2:
         return None

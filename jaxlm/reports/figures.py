@@ -77,37 +77,9 @@ class Figure(NamedTuple):
         return paths
 
 
-def lines(
-    series: Sequence[Band],
-    *,
-    name: str,
-    title: str,
-    caption: str,
-    x_label: str,
-    y_label: str,
-    log_x: bool = False,
-    log_y: bool = False,
-    y_limits: tuple[float, float] | None = None,
-    x_ticks: Sequence[Any] | None = None,
-    references: Sequence[tuple[str, float]] = (),
-    wide: bool = False,
-) -> Figure:
-    """Lines with shaded intervals over numbers, or over categories points with bars.
-
-    What is not finite, or not positive on a logarithmic axis, leaves a gap. Lines are told apart by
-    colour, past eight also by dashes; those of one label look alike.
-
-    Args:
-      y_limits: of the axis; by default what holds everything, with zero where that is not far.
-      x_ticks: where x is marked; of categories their order.
-      references: (label, y) of dashed lines across the chart, labelled at their right end.
-
-    Raises:
-      ValueError: a name that cannot be that of a file, or values that do not fit together.
-    """
-    panels = [Panel("", series)]
-    content = _line_charts(panels, x_label, y_label, log_x, log_y, y_limits, x_ticks, references)
-    return _figure(name, title, caption, wide, content)
+def lines(series: Sequence[Band], *, wide: bool = False, **options: Any) -> Figure:
+    """One chart of `grid`, without a subtitle. wide: over the whole width of a page."""
+    return grid([Panel("", series)], wide=wide, **options)
 
 
 def grid(
@@ -123,56 +95,30 @@ def grid(
     y_limits: tuple[float, float] | None = None,
     x_ticks: Sequence[Any] | None = None,
     references: Sequence[tuple[str, float]] = (),
+    wide: bool | None = None,
 ) -> Figure:
-    """Several charts of (subtitle, series) side by side on the same axes, with one legend.
+    """Charts of (subtitle, series) side by side on the same axes, with one legend.
 
-    The rest is as in `lines`; a label has one colour in all of them.
-    """
-    content = _line_charts(panels, x_label, y_label, log_x, log_y, y_limits, x_ticks, references)
-    return _figure(name, title, caption, len(content.panels) > 1, content)
-
-
-def heat_map(
-    values: Any,
-    *,
-    name: str,
-    title: str,
-    caption: str,
-    row_labels: Sequence[Any] | np.ndarray,
-    column_labels: Sequence[Any] | np.ndarray,
-    x_label: str,
-    y_label: str,
-    value_label: str,
-    log: bool = False,
-    limits: tuple[float, float] | None = None,
-    annotate: bool = True,
-    missing: str = "no value",
-) -> Figure:
-    """A table of numbers as colours, with the first row on top.
+    Lines with shaded intervals over numbers, or over categories points with bars. What is not
+    finite, or not positive on a logarithmic axis, leaves a gap. Lines are told apart by colour,
+    past eight also by dashes; a label has one colour in all charts.
 
     Args:
-      values: [rows, columns]; NaN is hatched.
-      value_label: what the numbers are, with their unit.
-      log: colours by the logarithm; what is not positive has the colour of the low end.
-      limits: values of the two ends of the colours; by default the lowest and highest value.
-      annotate: write the numbers into the cells, where they fit.
-      missing: what a NaN means; said in the figure and after the caption.
+      y_limits: of the axis; by default what holds everything, with zero where that is not far.
+      x_ticks: where x is marked; of categories their order.
+      references: (label, y) of dashed lines across the chart, labelled at their right end.
+      wide: over the whole width of a page; by default where there are several.
+
+    Raises:
+      ValueError: a name that cannot be that of a file, or values that do not fit together.
     """
-    return heat_maps(
-        [("", values)],
-        name=name,
-        title=title,
-        caption=caption,
-        row_labels=row_labels,
-        column_labels=column_labels,
-        x_label=x_label,
-        y_label=y_label,
-        value_label=value_label,
-        log=log,
-        limits=limits,
-        annotate=annotate,
-        missing=missing,
-    )
+    content = _line_charts(panels, x_label, y_label, log_x, log_y, y_limits, x_ticks, references)
+    return _figure(name, title, caption, len(panels) > 1 if wide is None else wide, content)
+
+
+def heat_map(values: Any, **options: Any) -> Figure:
+    """One map of `heat_maps`, without a subtitle."""
+    return heat_maps([("", values)], **options)
 
 
 def heat_maps(
@@ -191,9 +137,18 @@ def heat_maps(
     annotate: bool = True,
     missing: str = "no value",
 ) -> Figure:
-    """Several maps of (subtitle, values [rows, columns]) with one scale of colours.
+    """Tables of numbers as colours of one scale, each with its first row on top.
 
-    The rest is as in `heat_map`.
+    Args:
+      maps: (subtitle, values [rows, columns]); NaN is hatched.
+      value_label: what the numbers are, with their unit.
+      log: colours by the logarithm; what is not positive has the colour of the low end.
+      limits: values of the two ends of the colours; by default the lowest and highest value.
+      annotate: write the numbers into the cells, where they fit.
+      missing: what a NaN means; said in the figure and after the caption.
+
+    Raises:
+      ValueError: as `grid`.
     """
     rows, columns = (tuple(map(style.visible, names)) for names in (row_labels, column_labels))
     shown = []

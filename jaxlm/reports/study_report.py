@@ -18,6 +18,11 @@ from jaxlm.reports.files import write_atomic
 
 REPORT = "report.html"
 INDEX = "index.html"
+# Two-sided 95%: see `jaxlm.analysis.claims`.
+JUDGED_ALONE = (
+    "Each is judged by its own 95% interval, however many there are: of 40 false ones about one "
+    "may be called supported by chance."
+)
 FIGURES = "figures"
 _MOST_TIMINGS = 100  # rows of a table of timings
 
@@ -135,10 +140,11 @@ def write_index(folder: str | os.PathLike, entries: Sequence[IndexEntry]) -> pat
 
 
 def _counted(claims: Sequence[Claim]) -> str:
-    """ "3 claims: 2 supported, 1 inconclusive"."""
+    """ "3 claims: 2 supported, 1 inconclusive", and how often several of them err."""
     counts = _counts(claims)
     listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    return _number_of(len(claims), "claim", "claims") + (f": {listed}" if listed else "")
+    counted = _number_of(len(claims), "claim", "claims") + (f": {listed}" if listed else "")
+    return f"{counted}. {JUDGED_ALONE}" if len(claims) > 1 else counted
 
 
 def _counts(claims: Sequence[Claim]) -> dict[str, int]:

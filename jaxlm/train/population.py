@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlm.analysis.hlo import compiled_bytes
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import ConfigError
 from jaxlm.train.calls import scan_apart
-from jaxlm.train.state import TrainState
+from jaxlm.train.state import TrainState, jit_init
 
 LANES = "lanes"
 
@@ -72,9 +73,7 @@ def compile_population(
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec(LANES), PartitionSpec()))
     frozen = {} if frozen is None else frozen
 
-    # Random bits are long programs on a CPU: compiled for a quick start, they run once.
-    quick = {"xla_backend_optimization_level": 0} if devices[0].platform == "cpu" else None
-    init_all = jax.jit(jax.vmap(init), out_shardings=split, compiler_options=quick)
+    init_all = jit_init(jax.vmap(init), devices[0].platform, out_shardings=split)
     seeds = np.zeros(num_lanes, np.int32)
     state = jax.eval_shape(init_all, seeds, _abstract(hypers))
 
@@ -109,14 +108,14 @@ def compile_population(
             out_shardings=split,
         )
 
-    if bytes_free is None:
-        stats = devices[0].memory_stats() or {}
-        bytes_free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0) or None
+    stats = devices[0].memory_stats() or {}
+    if bytes_free is None and "bytes_limit" in stats:
+        bytes_free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     arguments = (state, *map(_abstract, (frozen, xs, shared)), jax.ShapeDtypeStruct((), bool))
     at_once = num_lanes // len(devices)
     while True:
         compiled = run_all(at_once).lower(*arguments).compile()
-        needed = bytes_needed(compiled)
+        needed = compiled_bytes(compiled.memory_analysis())
         if bytes_free is None or needed <= bytes_free:
             break
         if at_once == 1:
@@ -227,17 +226,6 @@ def start_all_from(state: TrainState, params: Params) -> TrainState:
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x)), tree
-    )
-
-
-def bytes_needed(compiled: Any) -> int:
-    """Device memory that a compiled program holds at its peak, by the compiler's own account."""
-    sizes = compiled.memory_analysis()
-    return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        + sizes.temp_size_in_bytes
-        - sizes.alias_size_in_bytes
     )
 
 

@@ -1,6 +1,5 @@
 """Each statistic worked by hand, against scipy or an exact enumeration, and at its edges."""
 
-import itertools
 import math
 import subprocess
 import sys
@@ -12,10 +11,8 @@ from scipy import stats
 from jaxlm.analysis.statistics import (
     Interval,
     brief,
-    early_stop,
     mean_interval,
     mean_slope_interval,
-    noise_scale,
     paired_interval,
     proportion_interval,
     ratio_interval,
@@ -219,89 +216,6 @@ def test_mean_slope_is_scipys_slopes_and_keeps_a_lost_seed():
     assert math.isnan(lost.mean) and lost.kind == "no interval: not finite in 1 of 5 seeds"
 
 
-def test_noise_scale_by_hand():
-    # gradients (3, 0) and (1, 2): square norms 9 and 5, mean 7; their mean (2, 1) has 5.
-    # |G|^2 = (2*5 - 7) / 1 = 3, which is (3, 0).(1, 2); tr = (7 - 5) * 2 / 1 = 4, the sample
-    # variances (1 + 1) / 1 of either coordinate.
-    assert noise_scale(7, 5, 2) == (4, 3, 4 / 3)
-
-
-def test_noise_scale_is_unbiased_over_every_batch_there_is():
-    examples = np.random.default_rng(4).normal(size=(4, 3)) + [1, 0, -1]
-    estimates = []
-    for batch in itertools.product(examples, repeat=3):  # 64 batches, drawn with replacement
-        batch = np.array(batch)
-        norms = np.sum(batch**2, axis=1)
-        estimates.append(noise_scale(norms.mean(), np.sum(batch.mean(axis=0) ** 2), 3))
-    trace, square_norm = np.mean([e[:2] for e in estimates], axis=0)
-    np.testing.assert_allclose(trace, np.var(examples, axis=0).sum(), rtol=1e-12)
-    np.testing.assert_allclose(square_norm, np.sum(examples.mean(axis=0) ** 2), rtol=1e-12)
-
-
-def test_noise_scale_of_many_batches_comes_from_their_mean_norms():
-    rng, dim, batch_size = np.random.default_rng(5), 10, 8
-    gradient, sigma = rng.normal(size=dim), 1.5
-    batches = gradient + sigma * rng.normal(size=(4000, batch_size, dim))
-    of_examples = np.mean(np.sum(batches**2, axis=2))
-    of_means = np.mean(np.sum(batches.mean(axis=1) ** 2, axis=1))
-    estimate = noise_scale(of_examples, of_means, batch_size)
-    # 32,000 draws: the ratio is good to about a percent. Taking |g_B|^2 itself for |G|^2 would
-    # be wrong by tr / (B |G|^2).
-    want = sigma**2 * dim / np.sum(gradient**2)
-    assert want / batch_size > 0.1
-    np.testing.assert_allclose(estimate.scale, want, rtol=0.03)
-
-
-def test_noise_scale_at_the_edges():
-    drowned = noise_scale(4.0, 1.0, 2)  # gradients (1, sqrt 3) and (1, -sqrt 3): product -2
-    assert drowned == (6, -2, INF)
-    assert noise_scale(2.0, 1.0, 2) == (2, 0, INF)
-    np.testing.assert_equal(tuple(noise_scale(0.0, 0.0, 2)), (0, 0, NAN))
-    np.testing.assert_equal(tuple(noise_scale(INF, 1.0, 2)), (NAN, NAN, NAN))
-    assert noise_scale(1.0, np.float32(1.0000001), 4).trace == 0  # equal examples, rounded sums
-
-
-def keras_early_stopping(losses, patience, min_delta):
-    """Keras's callback by its rules, weights left out; a loss of -inf would count here."""
-    best, best_epoch, wait = INF, 0, 0
-    for epoch, current in enumerate(losses):
-        wait += 1
-        if current - (-min_delta) < best:
-            best, best_epoch, wait = current, epoch, 0
-        elif wait >= patience and epoch > 0:
-            return best_epoch, epoch
-    return best_epoch, len(losses) - 1
-
-
-def test_early_stop_by_hand():
-    #         best   0.0005 better: no    no   third: stop   (never seen)
-    losses = [2.0, 1.5, 1.4995, 1.6, 1.4992, 0.1]
-    assert early_stop(losses, patience=3, min_delta=0.001) == (1, 4)
-    assert early_stop(losses, patience=4, min_delta=0.001) == (5, 5)
-    assert early_stop(losses, patience=3, min_delta=0.0) == (5, 5)
-    assert early_stop([1.0, 0.5, 0.5], patience=1, min_delta=0.0) == (1, 2)  # equal: not better
-    assert early_stop([1.0, 0.5], patience=1, min_delta=0.5) == (0, 1)  # by exactly min_delta: no
-
-
-def test_early_stop_is_keras():
-    rng = np.random.default_rng(6)
-    stopped = 0
-    for _ in range(500):
-        losses = rng.choice([0.5, 0.75, 1.0, 1.25, 1.5, NAN, INF], size=12)
-        losses[0] = 2.0
-        patience, min_delta = int(rng.integers(1, 5)), float(rng.choice([0.0, 0.25, 0.3]))
-        got = early_stop(losses, patience, min_delta)
-        assert got == keras_early_stopping(losses.tolist(), patience, min_delta)
-        stopped += got.stopped_index < 11
-    assert 100 < stopped < 500
-
-
-def test_early_stop_never_keeps_a_loss_that_is_not_finite():
-    assert early_stop([2.0, -INF, 1.0, NAN, INF], patience=2, min_delta=0.0) == (2, 4)
-    assert early_stop([NAN, 3.0, NAN, NAN], patience=2, min_delta=0.0) == (1, 3)
-    assert early_stop([NAN, INF, NAN], patience=2, min_delta=0.0) == (0, 1)  # none: the first
-
-
 @pytest.mark.parametrize(
     "interval, text",
     [
@@ -342,11 +256,6 @@ def test_numbers_show_two_digits_of_the_width(interval, text):
         (lambda: slope_interval([1, NAN], [1, 2]), "finite"),
         (lambda: slope_interval([1, 2], [1, 2], -1), "confidence=-1"),
         (lambda: mean_slope_interval([1, 2], [1, 2]), "expected .repetitions, points."),
-        (lambda: noise_scale(1, 1, 1), "batch_size=1"),
-        (lambda: noise_scale(5, 7, 2), "swapped"),
-        (lambda: early_stop([], 1, 0), "losses: expected"),
-        (lambda: early_stop([1], 0, 0), "patience=0"),
-        (lambda: early_stop([1], 1, -0.1), "min_delta=-0.1"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -9,7 +9,7 @@ from oracles import filters_numpy
 from scipy import stats
 
 from jaxlm.core.config import ConfigError
-from jaxlm.decode.generate import generate, make_generator
+from jaxlm.decode.generate import generate
 
 
 @pytest.mark.parametrize("positions", KINDS)
@@ -80,7 +80,7 @@ def test_tokens_follow_the_models_probabilities():
 
 def test_one_program_serves_all_lengths_in_a_bucket_and_all_numbers():
     model, params, traces = bigram()
-    run = make_generator(model)
+    run = functools.partial(generate, model)
     count = []
     for length, num_tokens, t, k, stop_ids, scale in (
         (1, 40, 1, 3, (), 1.0),
@@ -141,7 +141,7 @@ def test_the_loop_ends_as_soon_as_every_row_is_done():
 
 def test_the_position_table_can_be_filled_and_no_more():
     model, params = transformer("learned")
-    run = make_generator(model, max_length=24)
+    run = functools.partial(generate, model, max_length=24)
     key = jax.random.key(0)
     tokens = run(params, PROMPTS, key, num_tokens=16, temperature=0.0).tokens
     np.testing.assert_array_equal(

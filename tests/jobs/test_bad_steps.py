@@ -206,7 +206,7 @@ def test_an_evaluation_that_fails_ends_no_training(run, tmp_path, monkeypatch, c
     assert run("a", whole) == 0
     with monkeypatch.context() as patch:
         patch.setattr(recorder, "make_evaluator", lambda *args, **options: fails)
-        patch.setattr(recorder, "make_generator", lambda *args, **options: fails)
+        patch.setattr(recorder, "generate", fails)
         assert run("b", whole) == 0
     out = capsys.readouterr().out
     assert "step 8: validation failed, training goes on: RuntimeError: out of memory" in out

@@ -10,10 +10,10 @@ import job_runs
 import numpy as np
 import pytest
 
+from jaxlm.analysis.hlo import compiled_bytes
 from jaxlm.core.config import apply_overrides
 from jaxlm.io.host_memory import free_bytes
 from jaxlm.jobs import preflight
-from jaxlm.jobs.memory_table import compiled_bytes
 from jaxlm.jobs.setup import backends_of, layout_of
 from jaxlm.models import kinds
 from jaxlm.models.backends import BACKENDS

@@ -1,12 +1,11 @@
 """The 80/10/10 rule by counting, and the loss over the masked tokens alone."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import quick_jit
+from given_logits import model_of
 from scipy import special, stats
 
 from jaxlm.data.batches import Batch
@@ -47,7 +46,7 @@ def test_of_the_chosen_80_are_masked_10_drawn_and_10_left():
 def test_the_loss_is_that_of_the_masked_tokens_divided_by_how_many():
     """Of a model whose logits are given: the weights pick the places, the targets the originals."""
     logits = np.random.default_rng(1).normal(size=(4, 20, V)).astype(np.float32)
-    model = types.SimpleNamespace(forward=lambda params, tokens, **options: params)
+    model = model_of(lambda params, tokens, **options: params)
     tokens, counts = TOKENS[:4, :20], np.ones((4, 20), np.float32)
     counts[0] = 0
     key = jax.random.key(7)
@@ -76,7 +75,7 @@ def test_the_model_never_sees_what_is_masked():
             seen.append(tokens)
             return model.forward(params, tokens, **options)
 
-        loss = make_loss_fn(types.SimpleNamespace(forward=watched), **RULE, rate=0.5)
+        loss = make_loss_fn(model_of(watched), **RULE, rate=0.5)
         loss(params, {}, {}, {}, batch, key)
         return seen
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import quick_jit
+from given_logits import model_of
 from scipy import special
 
 from jaxlm.nn.cross_entropy import cross_entropy, token_metrics
@@ -18,7 +19,7 @@ RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(2, 5, V))
 WEIGHTS = np.array([[1, 1, 0, 1, 1], [0, 0, 0, 1, 0.5]], np.float32)
 TOKEN_BYTES = np.arange(V, dtype=np.int32) % 4
-FIXED = types.SimpleNamespace(forward=lambda params, tokens, **options: params)
+FIXED = model_of(lambda params, tokens, **options: params)
 LOSS_FN = make_loss_fn(FIXED, token_bytes=TOKEN_BYTES)
 
 
@@ -147,7 +148,7 @@ def test_the_key_reaches_the_model_only_where_there_is_a_dropout_rate(hypers, ha
         seen.update(options)
         return jnp.float32(LOGITS)
 
-    loss_fn = make_loss_fn(types.SimpleNamespace(forward=forward), token_bytes=TOKEN_BYTES)
+    loss_fn = make_loss_fn(model_of(forward), token_bytes=TOKEN_BYTES)
     loss_fn({}, None, {}, hypers, make_batch(0, WEIGHTS), jax.random.key(0))
     assert (seen["key"] is not None) == has_key
     assert seen["dropout"] == hypers.get("dropout")

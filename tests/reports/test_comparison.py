@@ -43,6 +43,15 @@ def test_the_lowest_bits_per_byte_is_the_best():
     assert compare.best_run(runs[:2]) is None
 
 
+@pytest.mark.parametrize(
+    "other, best",
+    [({"tokenizer": "u"}, 1), ({"corpus": "d"}, None), ({"val_num_tokens": 50}, None)],
+)
+def test_none_is_the_best_of_runs_on_different_texts(other, best):
+    runs = [make_run("a"), make_run("b", val_bits_per_byte=2.0, **other)]
+    assert compare.best_run(runs) == best
+
+
 def test_why_losses_do_not_compare():
     a = make_run("a")
     unknown = make_run("b", tokenizer=None, corpus=None, val_num_tokens=None)

@@ -79,7 +79,7 @@ def test_the_page_has_everything_in_its_order(written):
     want = [
         "copy_task",
         f"Can one block copy? {NASTY}",
-        "4 claims: 2 supported, 1 not supported, 1 inconclusive",
+        "4 claims: 2 supported, 1 not supported, 1 inconclusive. Each is judged by its own 95%",
         "✓ supported",
         f"Copies at least nine in ten {NASTY}",
         "over 5 seeds; claimed above 0.9",
@@ -231,7 +231,8 @@ def test_the_index_leads_to_each_report_and_shows_a_figure_that_needs_no_shrinki
     page, text = Reader(path.read_text()), path.read_text()
     assert path == tmp_path / "index.html" and list(tmp_path.iterdir()) == [path]
     assert page.text.startswith(
-        "3 studies 3 studies 5 claims: 3 supported, 1 not supported, 1 inconclusive copy_task "
+        "3 studies 3 studies 5 claims: 3 supported, 1 not supported, 1 inconclusive. "
+        f"{study_report.JUDGED_ALONE} copy_task "
         f"Question of copy_task {NASTY} ✓ 2 supported ✗ 1 not supported ? 1 inconclusive "
         f"The claims ✓ Copies at least nine in ten {NASTY} ✗ Copies all of them, which is wrong "
     )

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.analysis.hlo import compiled_bytes
 from jaxlm.core.config import apply_overrides
 from jaxlm.data.batches import Batch
-from jaxlm.jobs.memory_table import compiled_bytes
 from jaxlm.jobs.plan import held_by
 from jaxlm.jobs.setup import backends_of, layout_of
 from jaxlm.models import kinds
