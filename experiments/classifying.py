@@ -85,7 +85,7 @@ def train_classifier(
     Args:
       test: inputs of the model, n of them, the same for all lanes.
     Returns:
-      Parameters of leading P, and logits f32[P, n, C] of the test at the end.
+      Parameters of leading P, as numpy arrays, and logits f32[P, n, C] of the test at the end.
     """
     num = len(jax.tree.leaves(test)[0])
 
@@ -101,7 +101,8 @@ def train_classifier(
         **more,
     )
     [(_, logits)] = trained.evaluations
-    return trained.state.params, logits.reshape(len(lanes), -1, logits.shape[-1])[:, :num]
+    params = jax.device_get(trained.state.params)
+    return params, logits.reshape(len(lanes), -1, logits.shape[-1])[:, :num]
 
 
 def _in_chunks(x: np.ndarray) -> np.ndarray:

@@ -180,7 +180,8 @@ def train(cell: dict[str, Any]) -> list[Row]:
     )
     means = np.where(np.isfinite(final.mean(axis=1)), final.mean(axis=1), np.inf)
     first = int(np.argmin(means)) * cell["num_seeds"]
-    best = jax.tree.map(lambda x: x[first : first + cell["num_seeds"]], trained.state.params)
+    best = jax.device_get(trained.state.params)
+    best = jax.tree.map(lambda x: x[first : first + cell["num_seeds"]], best)
     measure = make_reach(model)
     test = _batches(parts.test, cell)
     ids = [np.reshape(x, (-1, x.shape[-1]))[:SAMPLE_ROWS] for x in (test.tokens, test.targets)]

@@ -1,6 +1,5 @@
 """Pretrains, trains and distils the classifiers; what they say of sentences not seen."""
 
-import functools
 import itertools
 import statistics
 import time
@@ -8,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.classifier import Config
@@ -23,6 +21,7 @@ from experiments.classifier.readings import (
     SCRATCH,
 )
 from experiments.classifying import Lane, stack, train_classifier, train_lanes
+from jaxlm.core import trees
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import from_dict
 from jaxlm.core.params import count_params, init_params, path_key
@@ -124,7 +123,8 @@ def pretrain(cfg: Config, model: EncoderConfig) -> Params:
         num_steps=cfg.pretraining_steps,
         batch_size=cfg.batch_size,
     )
-    return {name: trained.state.params[name] for name in encoder.param_specs(model)}
+    params = jax.device_get(trained.state.params)
+    return {name: params[name] for name in encoder.param_specs(model)}
 
 
 def encoder_rows(cfg: Config) -> list[Row]:
@@ -136,7 +136,7 @@ def encoder_rows(cfg: Config) -> list[Row]:
     fresh = jax.jit(
         jax.vmap(lambda seed: init_params(path_key(jax.random.key(seed), "params"), model.specs))
     )
-    starts = {SCRATCH: fresh(np.arange(cfg.num_seeds))}
+    starts = {SCRATCH: jax.device_get(fresh(np.arange(cfg.num_seeds)))}
     starts[PRETRAINED] = {**starts[SCRATCH], **pretrain(cfg, whole)}
 
     runs = list(itertools.product((SCRATCH, PRETRAINED), (False, True), seeds))
@@ -150,7 +150,7 @@ def encoder_rows(cfg: Config) -> list[Row]:
         for _, weighted, seed in runs
     ]
     start = jax.tree.map(
-        lambda *x: jnp.concatenate(x),
+        lambda *x: np.concatenate(x),
         *(starts[name] for name in (SCRATCH, SCRATCH, PRETRAINED, PRETRAINED)),
     )
     params, logits = fit(model, lanes, cfg, read(test.texts), start=start)
@@ -197,8 +197,8 @@ def student_rows(
         )
         for name, seed in runs
     ]
-    start = jax.vmap(encoder.every_second_layer)(teacher)
-    start = jax.tree.map(lambda x: jnp.concatenate([x, x]), start)
+    start = jax.jit(jax.vmap(encoder.every_second_layer))(teacher)
+    start = jax.tree.map(lambda x: np.concatenate([x, x]), jax.device_get(start))
     _, logits = fit(model, lanes, cfg, read(test.texts), start=start)
     rows = [_parameters(name, model) for name in shares]
     for (name, seed), values in zip(runs, logits, strict=True):
@@ -351,7 +351,9 @@ def measure(cfg: Config) -> list[dict[str, Any]]:
     }
     texts, records = test_sentences(cfg).texts, []
     weights = {
-        name: jax.jit(functools.partial(init_params, specs=model.specs))(jax.random.key(0))
+        name: jax.device_put(
+            trees.map_with_path(lambda _, s: np.ones(s.shape, s.dtype), model.specs)
+        )
         for name, model in models.items()
     }
     for (name, model), num in itertools.product(models.items(), (1, 64)):

@@ -228,7 +228,7 @@ def starts(cell: dict[str, Any]) -> list[Row]:
     look = jax.jit(jax.vmap(look))
     state = jax.jit(jax.vmap(program.init))(np.array(seeds, np.int32), hypers)
     for step, params in ((0, state.params), (cell["num_steps"], trained.state.params)):
-        seen = look(params)
+        seen = jax.device_get(look(params))
         if step:
             del seen["first_loss"]
         by_unit = seen.pop("saturated_by_unit")
@@ -245,7 +245,7 @@ def starts(cell: dict[str, Any]) -> list[Row]:
             ]
     if cell["part"] == "batch norm":
         probe = jax.vmap(_fold_difference(configs[0].model, pack(names.dev[:200], length)))
-        found = probe(trained.state.params, trained.state.carry)
+        found = jax.device_get(probe(trained.state.params, trained.state.carry))
         rows += [
             Row({}, seed, cell["num_steps"], "fold_difference", float(value), "share")
             for seed, value in zip(seeds, found, strict=True)
@@ -322,7 +322,7 @@ def _symmetric(params: Any, start: str) -> Any:
         return params
     value = 0.0 if start == "all zero" else EQUAL
     names = ("kernel", "unembed")
-    return {**params, **{name: jnp.full_like(params[name], value) for name in names}}
+    return {**params, **{name: np.full_like(params[name], value) for name in names}}
 
 
 def symmetry(cell: dict[str, Any]) -> list[Row]:
@@ -355,7 +355,7 @@ def symmetry(cell: dict[str, Any]) -> list[Row]:
         state = init(seed, hypers)
         state = state.replace(params=_symmetric(state.params, start))
         text = stack_batches([batches(seed, n) for n in range(num_steps)])
-        gradient, units, loss, head = train(state, text)
+        gradient, units, loss, head = jax.device_get(train(state, text))
         fields, final = {"start": start}, float(loss.compute())
         rows.append(Row(fields, seed, num_steps, "sgd_loss", final, "nats/token"))
         rows.append(Row(fields, seed, 0, "gradient_spread", float(gradient), "1"))
@@ -402,7 +402,7 @@ def deep(cell: dict[str, Any]) -> list[Row]:
 
     rows = []
     for (name, gain), seed in itertools.product(GAINS.items(), range(cell["num_seeds"])):
-        for metric, values in follow(seed, gain).items():
+        for metric, values in jax.device_get(follow(seed, gain)).items():
             rows += [
                 Row({"gain": name, "layer": n}, seed, 0, metric, float(value), "1")
                 for n, value in enumerate(values, 1)

@@ -70,10 +70,10 @@ def make_train_step(
 
 def _summed_gradients(loss_fn, state, batch, key, num_parts):
     """(gradients of the summed loss, metrics, carry), the batch read in `num_parts` parts."""
-    grad_fn = jax.grad(loss_fn, has_aux=True)
+    grad_fn, rest = jax.grad(loss_fn, has_aux=True), (state.frozen, state.carry, state.hypers)
 
     def gradients(part, part_key):
-        return grad_fn(state.params, state.frozen, state.carry, state.hypers, part, part_key)
+        return grad_fn(state.params, *rest, part, part_key)
 
     if num_parts == 1:
         grads, (metrics, carry) = gradients(batch, key)
@@ -88,7 +88,7 @@ def _summed_gradients(loss_fn, state, batch, key, num_parts):
         return jax.tree.map(jnp.add, total, (grads, metrics)), None
 
     one = jax.tree.map(lambda x: x[0], (parts, keys))
-    grads, (metrics, _) = jax.eval_shape(lambda each: gradients(*each), one)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, metrics))
+    _, (metrics, _) = jax.eval_shape(loss_fn, state.params, *rest, *one)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, metrics))
     (grads, metrics), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
     return grads, metrics, state.carry

@@ -7,6 +7,7 @@ import threading
 import types
 
 import jax
+import kept_programs
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -29,7 +30,7 @@ BACK = SHORT | {"train.on_nonfinite": "rollback", "train.rollback_steps": "4"}
 
 @pytest.fixture(scope="module", autouse=True)
 def _runs_find_the_programs_of_those_before(tmp_path_factory):
-    """JAX's own cache, for these tests alone: each run builds its few programs anew."""
+    """And on the disk, in JAX's own cache, what of them is the same program in another run."""
     wanted = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -42,7 +43,9 @@ def _runs_find_the_programs_of_those_before(tmp_path_factory):
         compilation_cache.reset_cache()
 
     use(wanted)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        kept_programs.keep_programs(patch.setattr)
+        yield
     use(before)
 
 

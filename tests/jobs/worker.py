@@ -4,7 +4,8 @@ Each line of standard input is a JSON request, {"args": [...], "crash": [method,
 each is answered with a line {"code": ..., "out": ..., "err": ...}. A process of its own keeps the
 flags, caches and signal handlers of the launches away from the other tests, and may compile with
 less effort than they do. Charts, a second for each run, are left out of its reports, and a bad step
-is not run operation by operation, which takes ten; the command itself does both.
+is not run operation by operation, which takes ten; the command itself does both. What earlier
+launches compiled is taken over, see kept_programs.py.
 """
 
 import contextlib
@@ -73,5 +74,8 @@ if __name__ == "__main__":
     launcher = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(launcher)
     gc.set_threshold(50_000, 20, 20)  # as in tests/conftest.py
+    import kept_programs  # of this folder; JAX with it
+
+    kept_programs.keep_programs()
     for line in sys.stdin:
         print(json.dumps(answer(launcher, **json.loads(line))), flush=True)

@@ -57,7 +57,9 @@ def test_time_left_does_not_count_compilation(clock, capsys):
     assert capsys.readouterr().out.splitlines()[1].endswith("1:30 left")
 
 
-def test_a_bar_on_a_terminal(capsys):
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
     with make_progress(30, 10, is_terminal=True) as shown:
         shown.update(20, loss=1.5, tokens_per_s=999.6, val_loss=1.25)
         shown.note("[red]not markup[/red]")
