@@ -7,6 +7,7 @@
   python launch.py --job=explain --workdir=runs/a --prompt="To be, or not to be"
   python launch.py --job=evaluate --workdir=runs/a
   python launch.py --job=tokenizer --config.tokenizer.vocab_size=8192 --config.data.path=FILE
+  python launch.py --job=fields                           every setting, and what it does
   python launch.py --job=compare --runs=runs/a,runs/b     side by side; with --workdir a page of it
   python launch.py --job=prove_causal --config=FILE       that no prediction sees its own target
   python launch.py --job=verify_resume --config=FILE      that a killed run ends as an unbroken one
@@ -133,6 +134,7 @@ def parse(argv: list[str]) -> dict[str, str]:
                 raise ConfigError(f"{FLAG}{path}: given twice")
             overrides[path] = value
         else:
+            arg = "--help" if arg == "-h" else arg
             name = arg.partition("=")[0]
             if name.startswith("--") and name in names:
                 raise ConfigError(f"{name}: given twice")
@@ -143,7 +145,8 @@ def parse(argv: list[str]) -> dict[str, str]:
     except SystemExit:  # --help was answered; absl counts that as an error
         sys.exit(0)
     except flags.UnrecognizedFlagError as error:
-        near = nearest(error.flagname, [flag.name for flag in _FLAGS])
+        near = jobs.field_meant(error.flagname)
+        near = near or nearest(error.flagname, [flag.name for flag in _FLAGS])
         raise ConfigError(f"--{error.flagname}: no such flag{near}; see --help") from None
     except flags.Error as error:
         raise ConfigError(" ".join(str(error).split())) from None

@@ -1,7 +1,8 @@
 """Studies: each asks a question about language models and answers it with intervals and figures.
 
-A study is a package `experiments/<name>/`. Its `__init__.py` needs no JAX, so that figures, tables
-and verdicts can be made again from `results.json` alone, anywhere:
+A study is a package `experiments/<name>/`, and a line in STUDIES below. The shortest to copy is
+`ablations`: variants of a model at rates of their own, over seeds. `__init__.py` needs no JAX, so
+that figures, tables and verdicts can be made again from `results.json` alone, anywhere:
 
   QUESTION: one sentence.
   Config: a frozen dataclass of plain values; `scale` is small, default or full.

@@ -158,16 +158,17 @@ def _field_type(owner: Any, name: str, flag: str) -> Any:
     return hints[name]
 
 
-def _describe(declared: Any) -> str:
+def describe_type(declared: Any) -> str:
+    """What a field of this type takes, in words: "int or none", "one of rms, layer"."""
     origin, args = typing.get_origin(declared), typing.get_args(declared)
     if origin is typing.Literal:
         return "one of " + ", ".join(str(a) for a in args)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join("none" if a is types.NoneType else _describe(a) for a in args)
+        return " or ".join("none" if a is types.NoneType else describe_type(a) for a in args)
     if origin is tuple:
         if typing.get_origin(args[0]) is typing.Literal:
-            return f"{_describe(args[0])}, several joined by commas"
-        return f"{_describe(args[0])}s joined by commas"
+            return f"{describe_type(args[0])}, several joined by commas"
+        return f"{describe_type(args[0])}s joined by commas"
     return {bool: "true or false", int: "int", float: "float", str: "text"}.get(
         declared, str(declared)
     )
@@ -177,7 +178,7 @@ def _parse(declared: Any, value: Any, flag: str) -> Any:
     try:
         return _convert(declared, value)
     except (ValueError, TypeError):
-        raise ConfigError(f"{flag}: expected {_describe(declared)}, got {value!r}") from None
+        raise ConfigError(f"{flag}: expected {describe_type(declared)}, got {value!r}") from None
 
 
 def _convert(declared: Any, value: Any) -> Any:
@@ -228,6 +229,23 @@ def _convert(declared: Any, value: Any) -> Any:
             raise ValueError
         return number
     raise TypeError(f"a config field of type {declared} cannot be set from text")
+
+
+def check_choices(config: Any) -> None:
+    """Raises ValueError where a field of a Literal type holds something else.
+
+    A dataclass does not check its types, and what asks `norm == "rms"` takes "rmsnorm" for the
+    other one: a model built from Python would quietly be another.
+    """
+    for name, declared in typing.get_type_hints(type(config)).items():
+        several = typing.get_origin(declared) is tuple
+        choices = typing.get_args(declared)[0] if several else declared
+        if typing.get_origin(choices) is not typing.Literal:
+            continue
+        given, known = getattr(config, name), typing.get_args(choices)
+        for value in given if several else (given,):
+            if value not in known:
+                raise ValueError(f"{name}={value}: expected {describe_type(choices)}")
 
 
 def check_numbers(config: Any) -> None:
@@ -294,7 +312,7 @@ def from_dict(cls: type, values: Any, where: str = "config") -> Any:
                 fields[name] = _convert(declared, value)
             except (ValueError, TypeError):
                 raise ConfigError(
-                    f"{path}: expected {_describe(declared)}, got {value!r}"
+                    f"{path}: expected {describe_type(declared)}, got {value!r}"
                 ) from None
     try:
         return cls(**fields)

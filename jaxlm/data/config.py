@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from jaxlm.core.config import check_choices
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -18,6 +20,7 @@ class DataConfig:
     order: Literal["shuffled", "contiguous"] = "shuffled"  # contiguous: for carried recurrent state
 
     def __post_init__(self):
+        check_choices(self)
         if self.path is not None and not self.path.strip():
             raise ValueError("path must name a file or a folder; none takes the bundled plays")
         if self.batch_size < 1:
@@ -26,11 +29,5 @@ class DataConfig:
             raise ValueError(
                 f"val_fraction={self.val_fraction} must lie between 0 and 1, both excluded"
             )
-        if self.split not in ("tail", "document"):
-            raise ValueError(f"split={self.split!r} must be tail or document")
         if self.document_separator == "":
             raise ValueError("document_separator must not be empty; none makes one document a file")
-        if self.invalid_utf8 not in ("error", "replace"):
-            raise ValueError(f"invalid_utf8={self.invalid_utf8!r} must be error or replace")
-        if self.order not in ("shuffled", "contiguous"):
-            raise ValueError(f"order={self.order!r} must be shuffled or contiguous")

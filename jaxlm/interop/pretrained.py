@@ -1,6 +1,7 @@
 """A whole model from a Hugging Face folder or a GGUF file, and into a Hugging Face folder."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from jaxlm.tokenizers.saved import read_json
 
 CONFIG_FILE = "config.json"
 _HEAD = "lm_head.weight"
+SPECIAL = ("bos_token", "eos_token", "pad_token")  # whose ids config.json holds
 
 
 class Weights(NamedTuple):
@@ -115,9 +117,13 @@ def save_weights(
     cfg: TransformerConfig,
     params: Params,
     shard_bytes: int = safetensors_files.SHARD_BYTES,
+    special_ids: Mapping[str, int] | None = None,
 ) -> None:
     """Writes config.json and the weights, float32, into an existing folder.
 
+    Args:
+      special_ids: {"eos_token": 2, ...}, the ids of `SPECIAL`. Those that are missing are written
+        as null: of a Llama without them transformers' `generate` would end a text at id 2.
     Raises:
       ConfigError: no architecture of transformers computes this model.
     """
@@ -125,6 +131,7 @@ def save_weights(
     reorder = tensors.half_from_interleaved if has_interleaved_rope(cfg) else None
     stored = tensors.disassemble(params, arch.tensors, param_specs(cfg), reorder)
     safetensors_files.write_folder(folder, stored, shard_bytes)
+    values |= {f"{name}_id": (special_ids or {}).get(name) for name in SPECIAL}
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """What else a result depends on besides its config: code, versions and devices."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -9,6 +10,8 @@ import sys
 from typing import Any
 
 import jaxlm
+from jaxlm.core.config import ConfigError
+from jaxlm.io import workdir
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tiktoken")
 
@@ -37,6 +40,21 @@ def collect(seed: int | None = None) -> dict[str, Any]:
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "packages": {name: version for name in PACKAGES if (version := version_of(name))},
     }
+
+
+def save(path: pathlib.Path, seed: int | None = None, *, goes_on: bool = True) -> None:
+    """Writes `collect` of this start to `path`.
+
+    goes_on: whether what an earlier start made is kept. Those that differ from this one, by a
+    commit or a version say, are then listed under "earlier", the first first.
+    """
+    now, earlier = collect(seed), []
+    if goes_on and path.exists():
+        with contextlib.suppress(ConfigError):  # a damaged file tells nothing, and is replaced
+            before = workdir.load_json(path, {"earlier": ([dict], None)})
+            earlier = before.pop("earlier", None) or []
+            earlier += [before] if before != now and before not in earlier else []
+    workdir.save_json(path, {**now, "earlier": earlier} if earlier else now)
 
 
 def git_state(folder: pathlib.Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ JOBS = {
     "chat": "a conversation with a run's model, by its own chat template",
     "explain": "a page on a text: loss by token, attention, what each layer would predict",
     "tokenizer": "train a tokenizer on text, save it, and show what it makes of the text",
+    "fields": "every field of a config: its value, what it may be, and what it does",
     "prove_causal": "whether any prediction of a config's model sees what it must not, by autodiff",
     "verify_resume": "whether a run killed at random moments ends as the unbroken one, bit for bit",
     "check_layouts": "a config's step on 8 devices, under every layout, against one device",
@@ -85,6 +86,11 @@ def check_flags(flags: Any, job: str) -> None:
         if flags[name].present and not reads.intersection(readers):
             use = " or ".join("--launcher" if r == "submit" else f"--job={r}" for r in readers)
             raise ConfigError(f"--{name}={flags[name].value}: only {use} reads it; leave it out")
+
+
+def field_meant(flag: str) -> str:
+    """What to say of a flag that there is not, where it is the name of a config's field; or ""."""
+    return importlib.import_module("jaxlm.jobs.configs").field_meant(flag)
 
 
 def run(name: str, launch: Launch) -> int:

@@ -6,7 +6,7 @@ import pathlib
 import types
 from typing import Any
 
-from jaxlm.core.config import FLAG, ConfigError, apply_overrides, from_dict
+from jaxlm.core.config import FLAG, ConfigError, apply_overrides, flatten, from_dict
 from jaxlm.io.workdir import CONFIG_FILE, load_config
 from jaxlm.jobs import Launch
 from jaxlm.jobs.sources import config_of_source
@@ -23,6 +23,8 @@ def read_config(path: str | pathlib.Path) -> Any:
     flag = f"--config={path}"
     if path.is_dir() and (path / CONFIG_FILE).exists():
         path = path / CONFIG_FILE
+    if path.is_dir():
+        raise ConfigError(f"{flag}: a folder without a run (no {CONFIG_FILE})")
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         known = f" (in {path.parent}: {', '.join(near)})" if near else ""
@@ -46,12 +48,20 @@ def run_file(path: pathlib.Path, flag: str, function: str, *args: Any) -> Any:
     module.__file__ = str(path)
     try:
         loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            raise ConfigError(f"the file has no {function}()")
         return getattr(module, function)(*args)
     except ConfigError as error:
         raise ConfigError(str(error) if FLAG in str(error) else f"{flag}: {error}") from None
     except (Exception, SystemExit) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{flag}: {what}") from None
+
+
+def field_meant(flag: str) -> str:
+    """ "; did you mean --config.model.num_layers?" of `num_layers` or `model.num_layers`, or ""."""
+    found = [p for p in flatten(RunConfig()) if flag in (p, p.rpartition(".")[2])]
+    return f"; did you mean {' or '.join(FLAG + path for path in found)}?" if found else ""
 
 
 def launch_config(launch: Launch) -> tuple[RunConfig, str]:

@@ -53,8 +53,9 @@ def main(launch: Launch) -> int:
 def _write_model(
     target: pathlib.Path, folder: pathlib.Path, run: TrainedRun, model: TransformerConfig
 ) -> None:
-    pretrained.save_weights(target, model, run.params)
-    usage = saved_usage(folder)
+    usage, ids = saved_usage(folder), run.tokenizer.special_ids
+    named = {name: ids[usage[name]] for name in pretrained.SPECIAL if usage.get(name) in ids}
+    pretrained.save_weights(target, model, run.params, special_ids=named)
     if run.tokenizer.kind == "characters":
         print("left out  the tokenizer: transformers has none of characters")
     else:

@@ -53,7 +53,7 @@ def main(launch: Launch) -> int:
             raise ConfigError(f"--workdir={folder}: holds a run already; choose another folder")
         save_tokenizer(base.tokenizer, path)
         workdir.save_json(folder / USAGE_FILE, usage)
-        workdir.save_json(folder / PROVENANCE_FILE, provenance.collect(cfg.seed))
+        provenance.save(folder / PROVENANCE_FILE, cfg.seed, goes_on=False)
         _save_weights(folder, base, params, str(adapter or cfg.train.init_from))
         workdir.save_config(folder, cfg)  # last: a folder with it is whole
     print(

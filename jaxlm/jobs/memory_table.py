@@ -43,6 +43,8 @@ def show_state(state: TrainState) -> None:
     frozen = device_bytes(state.frozen)
     if frozen:
         rows.append(["frozen weights", "", "", f"{mib(frozen):,.2f}", ""])
+    if all(leaf.sharding.is_fully_replicated for leaf in weights.values()):
+        rows = [[*row[:2], *row[3:]] for row in rows]
     print_table(rows, left=True)
 
 

@@ -86,6 +86,7 @@ class Recorder:
         self._speeds: list[float] = []
         self._compiled = compile_cache.counts()
         self._saved_step = start if start else None
+        self._seconds_before = seconds_of_starts(own / TIMINGS_FILE) if start else 0.0
         self._frozen: str | None = None  # fingerprint of state.frozen, once it is saved
         self._step = start
         self._model = model
@@ -139,13 +140,11 @@ class Recorder:
         if self.bad is not None and self.cfg.train.on_nonfinite != "skip":
             return True
         tokens = num_steps * self.cfg.data.batch_size * self.cfg.model.context_length
-        self._log_speed(step, seconds / num_steps, tokens / seconds)
+        speed = self._log_speed(step, seconds / num_steps, tokens / seconds)
         if self._due(step, self.cfg.train.save_every):
             self.save(state)
         val_loss = self.finish_edge(step, state)
-        self._progress.update(
-            step, loss=metrics["loss"][-1], tokens_per_s=tokens / seconds, val_loss=val_loss
-        )
+        self._progress.update(step, loss=metrics["loss"][-1], tokens_per_s=speed, val_loss=val_loss)
         # One of several processes may have been asked alone: all end at the same step.
         self._stop = (
             signal.Signals(n) if (n := processes.largest(self._stop_request() or 0)) else None
@@ -200,6 +199,12 @@ class Recorder:
         self._checkpointer.save(self._step, state.replace(frozen={}), extra=extra)
         self._saved_step = self._step
 
+    def stop(self, state: TrainState) -> None:
+        """Saves what a signal broke off."""
+        self.save(state)
+        record = {"event": "stop", "step": self._step, "elapsed_s": self._elapsed()}
+        self._timings.append(record)
+
     def write_summary(self, num_params: int, cost: flops.TrainFlops) -> dict[str, Any]:
         """Writes and returns what the finished run came to."""
         cfg = self.cfg
@@ -216,7 +221,7 @@ class Recorder:
             "best_val_loss": best.get("loss"),
             "num_skipped": self._num_skipped,
             "num_passed_over": num_passed(self.passed_over),
-            "seconds": time.perf_counter() - self.started,
+            "seconds": self._seconds_before + self._elapsed(),
             "peak_memory_bytes": _peak_memory(),
         }
         if self._speeds:
@@ -234,6 +239,10 @@ class Recorder:
             }
         workdir.save_json(self.folder / SUMMARY_FILE, summary)
         return summary
+
+    def _elapsed(self) -> float:
+        """Seconds since this start of the run."""
+        return time.perf_counter() - self.started
 
     def _open_trackers(self) -> Trackers:
         names, history = self.cfg.train.trackers if processes.is_writer() else (), []
@@ -279,17 +288,21 @@ class Recorder:
             if self._num_skipped == 1:
                 self.bad = BadStep(done, problem, finite)
 
-    def _log_speed(self, step: int, seconds_per_step: float, tokens_per_s: float) -> None:
+    def _log_speed(self, step: int, seconds_per_step: float, tokens_per_s: float) -> float | None:
+        """Returns the speed to show; None of a call that compiled, whose time is mostly that."""
         compiled = compile_cache.counts() - self._compiled
         record = {"step": step, "seconds_per_step": seconds_per_step, "tokens_per_s": tokens_per_s}
-        if compiled.programs:  # this call's time is mostly compilation
+        if compiled.programs:
             self._compiled = compile_cache.counts()
-            self._timings.append({"event": "compile", "step": step, **vars(compiled)})
+            record = {"event": "compile", "step": step, **vars(compiled)}
+            self._timings.append({**record, "elapsed_s": self._elapsed()})
             self._progress.note(f"compiled  {compiled}")
-            return
+            return None
         self._speeds.append(tokens_per_s)
         if step % self.cfg.train.log_every == 0:
-            self._timings.append({**record, "peak_memory_bytes": _peak_memory()})
+            more = {"peak_memory_bytes": _peak_memory(), "elapsed_s": self._elapsed()}
+            self._timings.append({**record, **more})
+        return tokens_per_s
 
     def _attempt(self, what: str, compute: Callable[[], Any]) -> Any:
         """`compute()`, or None where it fails: that is said, and no reason to end training."""
@@ -340,6 +353,16 @@ class Recorder:
             record = {"step": step, "temperature": temperature, "prompt": prompt, "text": text}
             self._samples.append(record)
             self._trackers.send(record)
+
+
+def seconds_of_starts(path: pathlib.Path) -> float:
+    """What the starts in a timings.jsonl took, each up to its last line."""
+    total = last = 0.0
+    for record in metric_log.read(path, run_files.TIMING) if path.exists() else ():
+        if record.get("event") == "start":
+            total, last = total + last, 0.0
+        last = record.get("elapsed_s") or last
+    return total + last
 
 
 def num_skipped(folder: pathlib.Path) -> int:

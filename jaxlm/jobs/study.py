@@ -136,7 +136,7 @@ def run_study(
         (folder / CELLS).mkdir(exist_ok=True)
         print(f"study     {name}: {study.QUESTION}")
         print(f"folder    {folder}", flush=True)
-        rows = []
+        rows, told = [], False
         with metric_log.MetricLog(folder / TIMINGS_FILE) as timings:
             for place, cell in enumerate(cells):
                 label = f"cell      {place + 1}/{len(cells)}  {describe(cell, cells)}"
@@ -145,6 +145,9 @@ def run_study(
                 if record is None:
                     print(f"{label}  kept", flush=True)
                     continue
+                if not told:  # of the launches that ran cells, whichever it was that ends
+                    provenance.save(folder / PROVENANCE_FILE)
+                    told = True
                 timings.append({"cell": place, "what": describe(cell, cells), **record})
                 print(f"{label}  {record['seconds']:.1f} s", flush=True)
                 if (by := stopped()) is not None:
@@ -157,7 +160,8 @@ def run_study(
         results = Results(study=name, config=to_dict(cfg), rows=tuple(rows))
         save_results(folder, results)
         measure_once(study, cfg, folder)
-        workdir.save_json(folder / PROVENANCE_FILE, provenance.collect(None))
+        if not (folder / PROVENANCE_FILE).exists():
+            provenance.save(folder / PROVENANCE_FILE)
         redraw(study, folder)
     for claim in study.claims(results):
         print(f"claim     {claim.verdict}: {claim.text} ({claim.evidence})")

@@ -427,7 +427,7 @@ def finish(folder: pathlib.Path, sweep: Sweep) -> None:
         for row in p.rows
     ]
     write_table(folder / TABLE_FILE, ["point", *fields, *metrics[1:]], table)
-    workdir.save_json(folder / PROVENANCE_FILE, provenance.collect(None))
+    provenance.save(folder / PROVENANCE_FILE)
     best = best_setting(settings_of(finished, axes))
     if best is None:
         print("best      none: every setting has a seed that diverged")

@@ -215,10 +215,12 @@ def result_line(summary: dict[str, Any]) -> str:
     """One line with what a run came to."""
     if summary.get("val_loss") is None:
         return f"step {summary['step']}, no validation loss that is finite"
+    count = summary.get("val_num_tokens")  # with train.eval_batches not all that there are
     return (
         f"step {summary['step']}, validation loss {summary['val_loss']:.4f} nats a token, "
         f"perplexity {summary['val_perplexity']:.2f}, "
         f"{summary['val_bits_per_byte']:.3f} bits a byte"
+        + (f", over {count:,} tokens of validation text" if count else "")
     )
 
 
@@ -240,7 +242,7 @@ def describe(run: Run) -> None:
     print(
         f"data      {corpus.name}: {corpus.num_bytes:,} bytes in {corpus.num_documents} documents; "
         f"{train.num_tokens:,} tokens to train, {data.validation.num_tokens:,} to validate; "
-        f"{tokenizer.vocab_size} {tokenizer.kind}"
+        f"a vocabulary of {tokenizer.vocab_size:,} ({tokenizer.kind})"
     )
     epochs = cfg.train.num_steps * cfg.data.batch_size / windows
     print(f"model     {params_lib.count_params(specs):,} parameters: {cfg.model.summary}")
@@ -258,7 +260,11 @@ def describe(run: Run) -> None:
         f"{cfg.model.context_length} tokens are {epochs:.2f} epochs"
     )
     table = schedule_table(cfg.optim.schedule, run.hypers, cfg.train.num_steps, rows=8)
-    steps = "  ".join(f"{n + 1}: {rate:.2e}" for n, rate in table)
+    rates = [(n + 1, f"{rate:.2e}") for n, rate in table]
+    among = zip([None, *rates], rates, [*rates[1:], None], strict=False)
+    # Not the steps between two of the same rate.
+    turns = [row for row in among if len({each and each[1] for each in row}) > 1]
+    steps = "  ".join(f"{step}: {rate}" for _, (step, rate), _ in turns)
     print(f"optimizer {cfg.optim.name}, {cfg.optim.schedule}; learning rate by step: {steps}")
     print(f"attention {run.backends}")
     if jax.device_count() > 1:
@@ -309,7 +315,7 @@ def _train(
     for name in (METRICS_FILE, SAMPLES_FILE):
         Recorder.cut_back(own / name, start)
 
-    workdir.save_json(own / PROVENANCE_FILE, provenance.collect(cfg.seed))
+    provenance.save(own / PROVENANCE_FILE, cfg.seed, goes_on=start > 0)
     table = schedule_table(cfg.optim.schedule, run.hypers, cfg.train.num_steps, rows=200)
     workdir.save_json(own / SCHEDULE_FILE, [[n + 1, rate] for n, rate in table])
 
@@ -370,7 +376,7 @@ def _train(
             if recorder.signal is not None:
                 break
         if recorder.signal is not None:
-            recorder.save(state)
+            recorder.stop(state)
             print(f"stopped   by {recorder.signal.name}; the run is saved, go on with:")
             print(f"          python launch.py --workdir={folder}")
             return 128 + recorder.signal
@@ -379,7 +385,8 @@ def _train(
     if not processes.is_writer():
         return 0
     report = write_run_report(folder)
-    print(f"report    {report}  ({time.perf_counter() - started:.1f} s in all)")
+    of = "in all" if found is None else "since this start"
+    print(f"report    {report}  ({time.perf_counter() - started:.1f} s {of})")
     return 0
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import check_choices
 from jaxlm.core.params import ParamSpec, zeros
 from jaxlm.models.api import LanguageModel, ModelConfig
 
@@ -22,6 +23,7 @@ class BigramConfig(ModelConfig):
     kind: Literal["bigram"] = "bigram"
 
     def __post_init__(self):
+        check_choices(self)
         self.check_counts("vocab_size", "context_length")
 
     @property

@@ -17,7 +17,7 @@ from flax import struct
 
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import FLAG, ConfigError, nearest
+from jaxlm.core.config import FLAG, ConfigError, check_choices, nearest
 from jaxlm.core.params import ParamSpec, zeros
 
 A, B = "lora_a", "lora_b"  # "blocks/wq" has its adapters at "blocks/wq/lora_a" and ".../lora_b"
@@ -45,6 +45,7 @@ class LoraConfig:
     scaling: Scaling = "alpha_over_r"
 
     def __post_init__(self):
+        check_choices(self)
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank={self.rank} must be at least 1, or none for no adapters")
         if self.alpha <= 0:

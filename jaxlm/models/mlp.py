@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import check_choices
 from jaxlm.core.params import ParamSpec, ones, truncated_normal, xavier, zeros
 from jaxlm.core.sharding import unconstrained
 from jaxlm.models.api import LanguageModel, ModelConfig
@@ -55,6 +56,7 @@ class MlpConfig(ModelConfig):
     NUMBERS: ClassVar[tuple[str, ...]] = ("dropout", "init_scale", "output_init")
 
     def __post_init__(self):
+        check_choices(self)
         self.check_counts("vocab_size", "context_length", "window", "d_embed", "d_model")
         self.check_dropout()
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import check_choices
 from jaxlm.core.params import ParamSpec, orthogonal, truncated_normal, xavier, zeros
 from jaxlm.core.sharding import unconstrained
 from jaxlm.models.api import LanguageModel, ModelConfig
@@ -45,6 +46,7 @@ class RecurrentConfig(ModelConfig):
     NUMBERS: ClassVar[tuple[str, ...]] = ("dropout", "init_scale")
 
     def __post_init__(self):
+        check_choices(self)
         self.check_counts("vocab_size", "context_length", "num_layers", "d_model")
         self.check_dropout()
         if self.kind != "gru" and self.reset != "after":

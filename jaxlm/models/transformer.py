@@ -16,6 +16,7 @@ from flax import struct
 
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
+from jaxlm.core.config import check_choices
 from jaxlm.core.params import ParamSpec, ones, truncated_normal, xavier, zeros
 from jaxlm.core.sharding import unconstrained
 from jaxlm.models.api import LanguageModel, ModelConfig
@@ -75,6 +76,7 @@ class TransformerConfig(ModelConfig):
     )
 
     def __post_init__(self):
+        check_choices(self)
         counts = ("vocab_size", "context_length", "num_layers", "d_model", "num_heads")
         self.check_counts(*counts, "num_kv_heads", "head_dim", "d_ff", "window", "scan_unroll")
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:

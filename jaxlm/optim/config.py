@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jaxlm.core.config import FLAG, ConfigError
+from jaxlm.core.config import FLAG, ConfigError, check_choices
 
 Optimizer = Literal["adamw", "adam", "lion", "muon", "sgd", "adagrad", "adadelta", "rmsprop"]
 Schedule = Literal[
@@ -69,6 +69,7 @@ class OptimConfig:
     clip_norm: float | None = 1.0
 
     def __post_init__(self):
+        check_choices(self)
         for name in ("peak_lr", "lr_scale", "adam_lr", "eps", "clip_norm"):
             _require(getattr(self, name), name, "greater than 0", lambda x: x > 0)
         for name in ("warmup_steps", "decay_steps", "weight_decay"):

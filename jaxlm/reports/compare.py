@@ -166,7 +166,7 @@ _COLUMNS = (
     _Column("best", _number("best_val_loss", "{:.4f}".format), a_token=True),
     _Column("perplexity", _number("val_perplexity", "{:.3f}".format), a_token=True),
     _Column("bits per byte", _number("val_bits_per_byte", "{:.4f}".format)),
-    _Column("parameters", _number("num_params", _short)),
+    _Column("weights trained", _number("num_params", _short)),
     _Column("tokens seen", _number("tokens_seen", _short)),
     _Column("tokens/s", _number("tokens_per_s", _short)),
     _Column("seconds", _number("seconds", "{:,.1f}".format)),

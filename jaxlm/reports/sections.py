@@ -20,8 +20,10 @@ def config(values: dict[str, Any]) -> str:
 
 
 def environment(provenance: dict[str, Any]) -> str:
-    """The command, then commit, device and versions."""
+    """The command, then commit, device and versions, and what earlier starts had otherwise."""
     command, parts = provenance.get("command"), []
+    earlier, now = provenance.get("earlier") or (), _flat(provenance)
+    provenance = {name: value for name, value in provenance.items() if name != "earlier"}
     if isinstance(command, list):
         parts.append(page.text_block("", shlex.join(map(str, command))))
     rows, groups = [], []
@@ -30,6 +32,9 @@ def environment(provenance: dict[str, Any]) -> str:
             groups.append(page.card(name, page.pairs(_flat(value))))
         elif name != "command" and value not in (None, ""):
             rows.append((name.replace("_", " "), plain(value)))
+    for number, before in enumerate(earlier, 1):
+        other = [row for row in _flat(before) if row not in now]
+        groups.append(page.card(f"start {number}, what was other", page.pairs(other)))
     parts.append(page.cards([page.card("run", page.pairs(rows)), *groups]))
     return "".join(parts)
 

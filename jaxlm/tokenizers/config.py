@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from jaxlm.core.config import check_choices
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
@@ -27,6 +29,7 @@ class TokenizerConfig:
     path: str | None = None
 
     def __post_init__(self):
+        check_choices(self)
         specials = list(self.special_tokens)
         if "" in specials:
             raise ValueError("special_tokens: a special token cannot be empty")

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jaxlm.core.config import check_numbers
+from jaxlm.core.config import check_choices, check_numbers
 from jaxlm.data.config import DataConfig
 from jaxlm.models import backends
 from jaxlm.models.kinds import AnyModelConfig
@@ -46,6 +46,7 @@ class TrainConfig:
     profile_steps: str | None = None  # trace the steps after the first of 10:20, to the second
 
     def __post_init__(self):
+        check_choices(self)
         positive = ("num_steps", "steps_per_call", "num_microbatches", "log_every", "eval_every")
         for name in (
             *positive,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.core import trees
 from jaxlm.core.arrays import Array, Params
-from jaxlm.core.config import FLAG, ConfigError
+from jaxlm.core.config import FLAG, ConfigError, check_choices
 from jaxlm.core.params import abstract_params
 from jaxlm.core.sharding import Rules, make_constrain, sharding_of, uneven_dimensions
 from jaxlm.train.state import TrainState
@@ -63,6 +63,7 @@ class MeshConfig:
     whole: tuple[Literal["embed", "heads", "kv_heads", "mlp", "vocab"], ...] = ()
 
     def __post_init__(self):
+        check_choices(self)
         for name in MESH_AXES:
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -30,7 +30,7 @@ SAMPLE = {**OF_A_STEP, "temperature": _NUMBER, "prompt": _TEXT, "text": _TEXT}
 TIMING = {
     **OF_A_STEP,
     "event": _TEXT,
-    **dict.fromkeys(("tokens_per_s", "seconds_per_step", "seconds"), _NUMBER),
+    **dict.fromkeys(("tokens_per_s", "seconds_per_step", "seconds", "elapsed_s"), _NUMBER),
     **dict.fromkeys(("programs", "from_cache"), _COUNT),
 }
 
@@ -39,6 +39,7 @@ SUMMARY = {
     "step": count,
     "val_perplexity": (finite, None),
     **dict.fromkeys(("val_loss", "val_bits_per_byte"), _NUMBER),
+    "val_num_tokens": _COUNT,
     **dict.fromkeys(("num_params", "tokens_seen", "peak_memory_bytes"), _NUMBER),
     **dict.fromkeys(("seconds", "tokens_per_s", "flops_per_s", "mfu", "mfu_causal"), _NUMBER),
 }
@@ -47,4 +48,9 @@ CHECKPOINT_EXTRA = {
     **dict.fromkeys(("corpus", "tokenizer", "frozen"), _TEXT),
     "passed_over": ([[count, count]], None),
 }
-PROVENANCE = {"command": ([str], None), "device_kind": _TEXT, "device_count": _COUNT}
+PROVENANCE = {
+    "command": ([str], None),
+    "device_kind": _TEXT,
+    "device_count": _COUNT,
+    "earlier": ([dict], None),
+}

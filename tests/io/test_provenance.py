@@ -63,6 +63,21 @@ def test_collect(monkeypatch):
     assert collected["backend"] == jax.devices()[0].platform
 
 
+def test_what_earlier_starts_had_otherwise_is_kept_once(monkeypatch, tmp_path):
+    path, now = tmp_path / "provenance.json", {}
+    monkeypatch.setattr(provenance, "collect", lambda seed: {"seed": seed, **now})
+    for commit in ("a", "a", "b", "b", "c", "b"):
+        now["commit"] = commit
+        provenance.save(path, 3)
+    starts = [{"seed": 3, "commit": c} for c in "abc"]
+    assert json.loads(path.read_text()) == {**starts[1], "earlier": starts}
+    provenance.save(path, 3, goes_on=False)  # from the first step again: nothing of them is left
+    assert json.loads(path.read_text()) == starts[1]
+    path.write_text("{")  # damaged
+    provenance.save(path, 3)
+    assert json.loads(path.read_text()) == starts[1]
+
+
 def test_a_package_that_is_not_there_is_left_out(monkeypatch):
     monkeypatch.setattr(provenance, "PACKAGES", ("numpy", "no-such-package"))
     assert list(provenance.collect()["packages"]) == ["numpy"]

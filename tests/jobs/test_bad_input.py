@@ -100,6 +100,10 @@ def test_a_field_that_cannot_be_used(launch, config, tmp_path, field):
 
 
 FLAGS = {
+    "--num_layers=3": ["--num_layers", "--config.model.num_layers?"],
+    "--model.num_layers=3": ["--model.num_layers", "--config.model.num_layers?"],
+    "--dropuot=3": ["--dropuot: no such flag"],
+    "--config=/": ["--config=/: a folder without a run"],
     "--confg=x.py": ["--confg", "did you mean --config"],
     "--job=trian": ["--job=trian", "did you mean 'train'?"],
     "--job=": ["--job="],
@@ -215,7 +219,7 @@ CONFIGS = {
     "lines.py": ("raise ValueError('one\\ntwo')\n", ["one two"]),
     "exits.py": ("import sys\nsys.exit(3)\n", ["SystemExit"]),
     "syntax.py": ("def get_config(:\n", ["SyntaxError"]),
-    "nothing.py": ("x = 1\n", ["get_config"]),
+    "nothing.py": ("x = 1\n", ["the file has no get_config()"]),
     "other.py": ("def get_config():\n    return 7\n", ["int", "RunConfig"]),
     "types.py": (
         "from jaxlm.train.config import RunConfig, TrainConfig\n"

@@ -154,6 +154,8 @@ def assert_transformers_agrees(peers, folder, run):
     for line in ("the cat sat on  12 mats\n", "<|endoftext|>the"):
         assert peer(line)["input_ids"] == run.tokenizer.encode(line, allow_special=True).tolist()
     assert (peer.eos_token, peer.chat_template) == tuple(USAGE.values())
+    assert model.generation_config.eos_token_id == peer.eos_token_id
+    assert model.generation_config.bos_token_id is None
 
 
 def test_out_again_it_is_what_came_in(launch, imported, source, tmp_path, peers):

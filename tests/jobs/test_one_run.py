@@ -1,6 +1,8 @@
 """What the three jobs do with a run: repeat, go on, evaluate, sample, start from it, break off."""
 
 import json
+import pathlib
+import re
 import shutil
 import signal
 import time
@@ -17,6 +19,7 @@ from job_runs import (
     without_length,
 )
 
+from jaxlm.analysis.logit_lens import lens
 from jaxlm.io import checkpoints
 from jaxlm.jobs import sample, train
 from jaxlm.models.transformer import build
@@ -52,6 +55,20 @@ def test_a_finished_run_prints_its_result(launch, finished):
     assert "is finished: step 48" in outcome.out and f"{loss:.4f} nats" in outcome.out
     assert outcome.out.count("\n") == 1
     assert_same_run(finished, before)
+
+
+def test_a_run_is_opened_from_python_as_the_readme_says(finished, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/a").symlink_to(finished)
+    monkeypatch.chdir(tmp_path)
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    _, code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(code, names := {"__name__": "readme"})
+    run, logits, seen = (names[name] for name in ("run", "logits", "seen"))
+    assert run.step == 48 and logits.shape == (1, len("the cat"), run.tokenizer.vocab_size)
+    assert logits.shape[1] == seen.residual.shape[2] == seen.attention.shape[-1]
+    last = seen.residual[-1, 0]  # through the final norm and the head it is the logits
+    np.testing.assert_allclose(lens(run.params, last, run.cfg.model), logits[0], atol=1e-4)
 
 
 def test_a_longer_run_goes_on(launch, finished, tmp_path):

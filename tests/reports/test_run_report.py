@@ -194,6 +194,16 @@ def test_a_missing_or_broken_file_is_said_and_the_rest_is_there(tmp_path, no_cha
     assert "Left out: " + name in page.text and problem in page.text
 
 
+def test_what_earlier_starts_had_otherwise_is_shown(tmp_path, no_charts):
+    run = write_run(tmp_path / "a")
+    now = json.loads((run / "provenance.json").read_text())
+    before = now | {"commit": "0ld", "packages": {"jax": "0.9"}, "command": ["launch.py", "--a b"]}
+    (run / "provenance.json").write_text(json.dumps(now | {"earlier": [before]}))
+    text = report(run)[0].text
+    assert "start 1, what was other commit 0ld" in text and "packages.jax 0.9" in text, text
+    assert text.count("device kind") == 1  # which both had
+
+
 def test_a_config_whose_train_is_null_is_one_without(tmp_path, no_charts):
     (tmp_path / "config.json").write_text('{"config": {"train": null}}')
     assert "Step 0" in write_run_report(tmp_path).read_text()
