@@ -61,10 +61,9 @@ def open_gguf(path: Path) -> GgufFile:
       ConfigError: not a GGUF file, truncated, a version other than 2 and 3, a header that promises
         more than the file has, a tensor outside of it or of an unknown type; gguf is not installed.
     """
-    gguf = _package()
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse(gguf, path, data)
+            return _parse(path, data)
     except (OSError, ValueError) as error:  # mmap refuses an empty file
         if isinstance(error, ConfigError):
             raise
@@ -198,10 +197,11 @@ class _Reader:
         return code
 
 
-def _parse(gguf: Any, path: Path, data: Any) -> GgufFile:
+def _parse(path: Path, data: Any) -> GgufFile:
     reader = _Reader(path, data)
     if reader.take(min(4, len(data))) != b"GGUF":
         raise ConfigError(f"{path}: not a GGUF file")
+    gguf = _package()
     if (version := reader.number("I")) not in (2, 3):
         raise ConfigError(f"{path}: GGUF version {version}, jaxlm reads 2 and 3 (little-endian)")
     num_tensors, num_fields = reader.number("Q"), reader.number("Q")

@@ -75,7 +75,10 @@ def main(launch: Launch) -> int:
     attention = backends.attention
     print(f"config    {name}: {params_lib.count_params(specs):,} parameters")
     if known is None:
-        print(f"          with {SOME_VOCABULARY} ids, no text is read: {FLAG}model.vocab_size=")
+        print(
+            f"          as if with {SOME_VOCABULARY} ids, since no text is read; "
+            f"set {FLAG}model.vocab_size"
+        )
     kind = devices[0].device_kind
     print(f"devices   {layout.mesh.size} of {len(devices)} {kind}: {layout.description}")
     print(f"attention {backends}", flush=True)
@@ -262,16 +265,18 @@ def show_bound(
     """
     tokens = cfg.data.batch_size * cfg.model.context_length
     cost = flops_per_token(cfg)
+    size, unit = (1e12, "TFLOP") if cost.full * tokens >= 1e12 else (1e9, "GFLOP")
     print(
-        f"a step of {tokens:,} tokens: {cost.full * tokens / 1e12:,.2f} TFLOP, "
-        f"{cost.causal * tokens / 1e12:,.2f} with causal attention"
+        f"a step of {tokens:,} tokens: {cost.full * tokens / size:,.2f} {unit}, "
+        f"{cost.causal * tokens / size:,.2f} with causal attention"
     )
     if sent is None:
         print("what the devices send is not known: the compiler cannot write this program down")
-    else:
+    elif sent:
         rows = [[k, f"{c.count:,}", f"{c.num_bytes / 1e6:,.1f}"] for k, c in sent.items()]
-        rows = rows or [["no collectives", "", ""]]
         print_table([["a device in a step", "number", "MB"], *rows])
+    else:
+        print("no collectives: the devices send each other nothing")
     kind = layout.mesh.devices.flat[0].device_kind
     alone = plan.least_time(cfg, layout, state, sent or {}, attention, kind)
     peak = flops.peak_flops(kind, "bfloat16")

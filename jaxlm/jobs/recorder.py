@@ -114,6 +114,9 @@ class Recorder:
         return self
 
     def __exit__(self, *exc) -> None:
+        with contextlib.suppress(ConfigError):  # a full disk is told of by what failed
+            end = {"event": "end", "step": self._step, "elapsed_s": self._elapsed()}
+            self._timings.append(end)
         self._exit.__exit__(*exc)
 
     def note(self, line: str) -> None:
@@ -198,12 +201,6 @@ class Recorder:
             extra["frozen"] = self._frozen
         self._checkpointer.save(self._step, state.replace(frozen={}), extra=extra)
         self._saved_step = self._step
-
-    def stop(self, state: TrainState) -> None:
-        """Saves what a signal broke off."""
-        self.save(state)
-        record = {"event": "stop", "step": self._step, "elapsed_s": self._elapsed()}
-        self._timings.append(record)
 
     def write_summary(self, num_params: int, cost: flops.TrainFlops) -> dict[str, Any]:
         """Writes and returns what the finished run came to."""

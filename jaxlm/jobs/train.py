@@ -239,8 +239,9 @@ def describe(run: Run) -> None:
     cfg, data, specs = run.cfg, run.data, run.model.specs
     corpus, tokenizer, train = data.corpus, data.tokenizer, data.train
     windows = num_windows(train, cfg.model.context_length)
+    documents = f"{corpus.num_documents:,} document" + "s" * (corpus.num_documents != 1)
     print(
-        f"data      {corpus.name}: {corpus.num_bytes:,} bytes in {corpus.num_documents} documents; "
+        f"data      {corpus.name}: {corpus.num_bytes:,} bytes in {documents}; "
         f"{train.num_tokens:,} tokens to train, {data.validation.num_tokens:,} to validate; "
         f"a vocabulary of {tokenizer.vocab_size:,} ({tokenizer.kind})"
     )
@@ -376,7 +377,7 @@ def _train(
             if recorder.signal is not None:
                 break
         if recorder.signal is not None:
-            recorder.stop(state)
+            recorder.save(state)
             print(f"stopped   by {recorder.signal.name}; the run is saved, go on with:")
             print(f"          python launch.py --workdir={folder}")
             return 128 + recorder.signal

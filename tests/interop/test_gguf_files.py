@@ -175,6 +175,13 @@ def test_a_header_that_lies_is_refused(at, value, message, whole):
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_what_is_no_gguf_file_is_said_to_be_none_without_the_package_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "x").write_bytes(b"text, no weights")
+    with pytest.raises(ConfigError, match="x: not a GGUF file"):
+        open_gguf(tmp_path / "x")
+
+
 @pytest.mark.parametrize(
     ("offset", "message"), [(32, "tensors"), (2**50, "truncated: tensor token_embd.weight ends")]
 )
