@@ -160,11 +160,14 @@ def steps_of_compute(results: Results, model: str) -> float:
 
 
 def at_equal_compute(results: Results, model: str) -> Results:
-    """As `at_equal_tokens`, where training has cost what the cheapest model's does."""
+    """As `at_equal_tokens`, where training has cost what the cheapest model's does.
+
+    NaN where that is before the first evaluation.
+    """
     step, rows = steps_of_compute(results, model), []
     for (seed,), group in at_best(results, model, "test_loss").by("seed").items():
         steps, losses = [row.step for row in group.rows], group.values()
-        loss = float(np.interp(step, steps, losses))
+        loss = float(np.interp(step, steps, losses, left=math.nan))
         rows.append(Row(group.rows[0].fields, seed, None, "test_loss", loss, "nats/token"))
     return _bits(dataclasses.replace(results, rows=tuple(rows)))
 

@@ -1,5 +1,6 @@
 """Pretrains, trains and distils the classifiers; what they say of sentences not seen."""
 
+import functools
 import itertools
 import statistics
 import time
@@ -21,7 +22,6 @@ from experiments.classifier.readings import (
     SCRATCH,
 )
 from experiments.classifying import Lane, stack, train_classifier, train_lanes
-from jaxlm.core import trees
 from jaxlm.core.arrays import Params
 from jaxlm.core.config import from_dict
 from jaxlm.core.params import count_params, init_params, path_key
@@ -351,9 +351,7 @@ def measure(cfg: Config) -> list[dict[str, Any]]:
     }
     texts, records = test_sentences(cfg).texts, []
     weights = {
-        name: jax.device_put(
-            trees.map_with_path(lambda _, s: np.ones(s.shape, s.dtype), model.specs)
-        )
+        name: jax.jit(functools.partial(init_params, specs=model.specs))(jax.random.key(0))
         for name, model in models.items()
     }
     for (name, model), num in itertools.product(models.items(), (1, 64)):

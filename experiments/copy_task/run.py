@@ -241,10 +241,10 @@ def run_causal(cell: dict[str, Any]) -> list[Row]:
 def attention_rows(cell, cfg, trained: Trained, fields: dict[str, Any]) -> list[Row]:
     """(c) Every head's copy score by seed, and the map of the best head of the first seed."""
     length = cell["map_length"]
-    batch = copy_batch(
-        jax.random.key(1), jnp.full(16, length), cell["num_symbols"], cell["train_length"]
-    )
-    tokens = batch.tokens[:, : 2 * length]
+    draw = jax.jit(copy_batch, static_argnums=(2, 3))
+    lengths = np.full(16, length, np.int32)
+    batch = draw(jax.random.key(1), lengths, cell["num_symbols"], cell["train_length"])
+    tokens = np.asarray(batch.tokens)[:, : 2 * length]
     look = jax.jit(jax.vmap(functools.partial(_look, cfg=cfg.model, length=length), (0, None)))
     scores, maps = jax.device_get(look(trained.state.params, tokens))
     step = cfg.train.num_steps
@@ -260,9 +260,9 @@ def attention_rows(cell, cfg, trained: Trained, fields: dict[str, Any]) -> list[
         for (q, k), value in np.ndenumerate(maps[0, layer, head])
         if k <= q
     ]
-    ids = np.asarray(tokens[0])
     return rows + [
-        Row({**where, "query": q}, 0, step, "token", float(ids[q]), "id") for q in range(len(ids))
+        Row({**where, "query": q}, 0, step, "token", float(id), "id")
+        for q, id in enumerate(tokens[0])
     ]
 
 

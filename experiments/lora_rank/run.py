@@ -21,7 +21,7 @@ from experiments.lora_rank import Config, readings
 from experiments.texts import Text, lane_batches, plays, plays_as, standard_library
 from jaxlm.analysis.early_stopping import early_stop
 from jaxlm.core import trees
-from jaxlm.core.arrays import Params
+from jaxlm.core.arrays import Array, Params
 from jaxlm.core.config import FLAG, ConfigError, from_dict, to_dict
 from jaxlm.core.params import count_params
 from jaxlm.core.results import Row
@@ -147,10 +147,14 @@ def open_base(cfg: Config) -> Base:
     return made
 
 
+def cast(w: Array, dtype: str) -> Array:
+    return jnp.asarray(np.asarray(w, jnp.dtype(dtype)))  # by numpy: no program for each shape
+
+
 def held(params: Params, model: TransformerConfig, dtype: str) -> Params:
     """Matrices and tables in `dtype`, as the frozen base is kept; gains and biases as they are."""
     return trees.map_with_path(
-        lambda _, spec, w: w if spec.kind == "vector" else jnp.asarray(w, dtype),
+        lambda _, spec, w: w if spec.kind == "vector" else cast(w, dtype),
         transformer.param_specs(model),
         params,
     )
@@ -158,7 +162,7 @@ def held(params: Params, model: TransformerConfig, dtype: str) -> Params:
 
 def rounded(params: Params, model: TransformerConfig, dtype: str) -> Params:
     """float32 whose matrices and tables hold no more than `dtype` can."""
-    return jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), held(params, model, dtype))
+    return jax.tree.map(lambda w: cast(w, "float32"), held(params, model, dtype))
 
 
 def scores_alone(cfg: Config, base: Base) -> Scores:

@@ -70,9 +70,11 @@ def first_nonfinite(
             paths.append("/".join(filter(None, (name, rest))))
             leaves.append(leaf)
     structure = jax.tree.structure(list(args.values()))
-    closed, shape = jax.make_jaxpr(
-        lambda *flat: fn(*jax.tree.unflatten(structure, flat)), return_shape=True
-    )(*leaves)
+
+    def wanted(*flat):
+        return outputs(fn(*jax.tree.unflatten(structure, flat)))
+
+    closed = jax.make_jaxpr(wanted)(*leaves)
     counter = itertools.count()
     values = []
     for path, leaf in zip(paths, leaves, strict=True):
@@ -80,10 +82,7 @@ def first_nonfinite(
         origin = Origin(next(counter), bad == "nan", f"{path} has {bad} before the step")
         values.append(_Value(leaf, path, origin if bad else None))
     results = _run(closed.jaxpr, closed.consts, values, (), counter)
-    wanted = outputs(jax.tree.unflatten(jax.tree.structure(shape), results))
-    is_value = lambda leaf: isinstance(leaf, _Value)  # noqa: E731
-    origins = (value.origin for value in jax.tree.leaves(wanted, is_leaf=is_value))
-    return next(filter(None, origins), None)
+    return next((value.origin for value in results if value.origin), None)
 
 
 def _run(
@@ -92,19 +91,30 @@ def _run(
     """The results of a jaxpr; scope: the layer and the like it belongs to."""
     known = dict(zip(jaxpr.constvars, map(_Value, consts), strict=True))
     known |= zip(jaxpr.invars, args, strict=True)
-    last_use = {v: n for n, eqn in enumerate(jaxpr.eqns) for v in eqn.invars if _is_var(v)}
-    last_use |= dict.fromkeys(filter(_is_var, jaxpr.outvars), len(jaxpr.eqns))
+    eqns = _needed(jaxpr)
+    last_use = {v: n for n, eqn in enumerate(eqns) for v in eqn.invars if _is_var(v)}
+    last_use |= dict.fromkeys(filter(_is_var, jaxpr.outvars), len(eqns))
 
     def read(var):
         return known[var] if _is_var(var) else _Value(var.val)
 
-    for n, eqn in enumerate(jaxpr.eqns):
+    for n, eqn in enumerate(eqns):
         results = _equation(eqn, [*map(read, eqn.invars)], scope, counter)
         known |= zip(eqn.outvars, results, strict=True)
         for var in {v for v in (*eqn.invars, *eqn.outvars) if _is_var(v)}:
             if last_use.get(var, n) <= n:
                 known.pop(var, None)  # memory: nobody asks for it again
     return [read(var) for var in jaxpr.outvars]
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """The equations that its results hang on: of a step, not those of the update."""
+    wanted, found = set(filter(_is_var, jaxpr.outvars)), []
+    for eqn in reversed(jaxpr.eqns):
+        if wanted.intersection(eqn.outvars):
+            wanted.update(filter(_is_var, eqn.invars))
+            found.append(eqn)
+    return found[::-1]
 
 
 def _is_var(var: Any) -> bool:
@@ -185,13 +195,13 @@ def _scan(
     for parts in stacked:
         found = [part.origin for part in parts if part.origin]
         in_order = parts[::-1] if eqn.params["reverse"] else parts
-        whole = jnp.stack([part.value for part in in_order])
+        whole = _stack([part.value for part in in_order])
         results.append(_Value(whole, None, min(found, key=lambda o: o.order, default=None)))
     return [*carry, *results]
 
 
 def _slice(arg: _Value, i: int) -> _Value:
-    value = arg.value[i]
+    value = _at(arg.value, i)
     return _Value(value, arg.name and f"{arg.name}[{i}]", arg.origin if _kind(value) else None)
 
 
@@ -204,9 +214,21 @@ def _kind(x: Any) -> str | None:
     return None if is_finite else "nan" if has_nan else "inf"
 
 
+# One program for each shape, of which a step has many.
+
+
+@jax.jit
+def _at(x: Any, i: Any) -> Any:
+    return x[i]
+
+
+@jax.jit
+def _stack(parts: list[Any]) -> Any:
+    return jnp.stack(parts)
+
+
 @jax.jit
 def _look(x: Any) -> tuple[Any, Any]:
-    """One program for each shape, of which a step has many."""
     return jnp.all(jnp.isfinite(x)), jnp.any(jnp.isnan(x))
 
 

@@ -168,7 +168,8 @@ def batch_at(
     after the last window, fewer than 2 * context_length, wait for another epoch.
     order=contiguous: row r at step + 1 reads on where row r ended at `step`. The rows start evenly
     spaced over the split, the end of one at the start of the next, and run through all of it; the
-    seed plays no part.
+    seed plays no part. Behind the end of the split a row begins anew, in another document: with
+    `mask_documents` its last target there has weight 0, at which a carried state ends.
 
     Args:
       split: at least context_length + 1 tokens.
@@ -183,16 +184,20 @@ def batch_at(
     Raises:
       ConfigError: the split is too short for S, or with order=contiguous for B rows of S.
     """
-    start = row_starts(
+    starts = functools.partial(
+        row_starts,
         split,
         seed,
-        step,
         batch_size=batch_size,
         context_length=context_length,
         rows=rows,
         order=order,
     )
-    return _gather(split, start[:, None] + np.arange(context_length + 1), mask_documents)
+    start = starts(step)
+    batch = _gather(split, start[:, None] + np.arange(context_length + 1), mask_documents)
+    if mask_documents and order == "contiguous":
+        batch.weights[starts(step + 1) != start + context_length, -1] = 0
+    return batch
 
 
 def row_starts(

@@ -47,7 +47,7 @@ _step = functools.partial(jax.jit, static_argnames="extend", donate_argnames="st
 def generate_matching(
     model: LanguageModel,
     params: Params,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
     key: Array,
     matcher: Matcher,
     *,

@@ -124,7 +124,7 @@ def _generate(params, prompts, key, num_tokens, sampling, *, decoder, cache_leng
 def generate(
     model: LanguageModel,
     params: Params,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
     key: Array,
     *,
     num_tokens: int,

@@ -227,7 +227,7 @@ def speculate(
     params: Params,
     draft: LanguageModel,
     draft_params: Params,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
     key: Array,
     *,
     num_tokens: int,

@@ -472,11 +472,11 @@ def _discard(temporary: pathlib.Path) -> None:
     same, and make their folders anew.
     """
     gone = 0
-    for _ in range(40):
+    for _ in range(200):
         shutil.rmtree(temporary, ignore_errors=True)
         time.sleep(0.05)
         gone = 0 if temporary.exists() else gone + 1
-        if gone == 4:
+        if gone == 10:
             return
 
 

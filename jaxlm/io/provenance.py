@@ -73,10 +73,11 @@ def git_state(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _git(folder: pathlib.Path, *args: str) -> str | None:
+    # Nothing is written: a lock that `git status` takes to renew its index would be in the way of
+    # the user's own git, and stay if this process is killed.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *args]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -7,7 +7,8 @@ A batch-normalised model has two forms of parameters. The ones that are trained 
 shift, and `train_hidden` normalises with the batch's own statistics, which it also averages in the
 carry. `settle` folds gain, shift and averages into the linear layer before: what is left is an
 ordinary MLP, which all other functions take.
-Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithms 1 and 2.
+Source: Ioffe and Szegedy 2015, "Batch Normalization", algorithms 1 and 2; the variance averaged is
+that of the batches, as Keras has it, without the paper's factor m / (m - 1).
 """
 
 import dataclasses

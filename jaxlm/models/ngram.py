@@ -1,4 +1,4 @@
-"""n-gram models: counted, on the host, and not trained; they take memory by the text.
+"""n-gram models: counted, not trained. Counts are made on the device and take memory by the text.
 
     fitted = fit(NgramConfig(order=3), ids, vocab_size)      # ids i32[T], one text
     fitted.model.forward(fitted.params, tokens)              # log-probabilities, a LanguageModel's
@@ -10,7 +10,7 @@ id ever has to name a whole n-gram, and a child is found by bisection. Depth 1 i
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,69 +65,68 @@ class Fitted(NamedTuple):
 
 
 def fit(cfg: NgramConfig, text: np.ndarray, vocab_size: int) -> Fitted:
-    """Counts the n-grams of one text, i32[T] with T at least `order`; on the host."""
-    ids = np.asarray(text, np.int32)
+    """Counts the n-grams of one text, i32[T] with T at least `order`."""
+    ids = jnp.asarray(text, jnp.int32)
     if ids.ndim != 1 or len(ids) < cfg.order:
         raise ValueError(f"expected a row of at least order={cfg.order} ids, got {ids.shape}")
-    words = np.arange(vocab_size, dtype=np.int32)
-    counts = _sums(ids, vocab_size)
+    words = jnp.arange(vocab_size)
+    counts = jnp.zeros(vocab_size, jnp.float32).at[ids].add(1)
     tables, nodes = [{"parent": 0 * words, "token": words, "count": counts}], [ids]
     for depth in range(2, cfg.order + 1):
         # nodes[n] are those of depth n + 1 that end at the positions from n on.
         table, found = _count_children(nodes[-1][:-1], ids[depth - 1 :])
         tables.append(table)
         nodes.append(found)
-    params = jax.device_put(_with_totals(cfg, tables, nodes))
+    params = _with_totals(cfg, tables, nodes)
     return Fitted(build(cfg, params, vocab_size), params)
 
 
-def _sums(places: np.ndarray, number: int, values: np.ndarray | None = None) -> np.ndarray:
-    """f32[number], of the values at each place; None: how many there are."""
-    return np.bincount(places, values, number).astype(np.float32)
-
-
-def _count_children(
-    parents: np.ndarray, tokens: np.ndarray
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _count_children(parents: Array, tokens: Array) -> tuple[dict[str, Array], Array]:
     """The different pairs of i32[M], sorted, with their counts; and which of them each one is."""
-    order = np.lexsort((tokens, parents))
+    order = jnp.lexsort((tokens, parents))
     parent, token = parents[order], tokens[order]
-    is_new = np.append(True, (parent[1:] != parent[:-1]) | (token[1:] != token[:-1]))
-    rank = np.cumsum(is_new, dtype=np.int32) - 1
-    nodes = np.empty_like(rank)
-    nodes[order] = rank
-    count = _sums(rank, rank[-1] + 1)
-    return {"parent": parent[is_new], "token": token[is_new], "count": count}, nodes
+    is_new = jnp.concatenate(
+        [jnp.zeros(1, bool), (parent[1:] != parent[:-1]) | (token[1:] != token[:-1])]
+    )
+    rank = jnp.cumsum(is_new)
+    number = int(rank[-1]) + 1
+    first = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.flatnonzero(is_new)])
+    count = jax.ops.segment_sum(jnp.ones_like(rank), rank, number, indices_are_sorted=True)
+    nodes = jnp.zeros_like(rank).at[order].set(rank)
+    table = {"parent": parent[first], "token": token[first], "count": count.astype(jnp.float32)}
+    return table, nodes
 
 
-def _with_totals(
-    cfg: NgramConfig, tables: list[dict[str, np.ndarray]], nodes: list[np.ndarray]
-) -> dict[str, Any]:
+def _with_totals(cfg: NgramConfig, tables: list[dict[str, Array]], nodes: list[Array]) -> Params:
     counts = [table["count"] for table in tables]
     if cfg.smoothing == "kneser_ney":
         for n in range(cfg.order - 1):  # of depth n + 1: how many nodes of depth n + 2 end with it
             # A node and the one it ends with, at some position where both end.
-            suffix = np.zeros(len(counts[n + 1]), np.int32)
-            suffix[nodes[n + 1]] = nodes[n][1:]
-            counts[n] = _sums(suffix, len(counts[n]))
-    params: dict[str, Any] = {}
+            at = jnp.zeros(len(counts[n + 1]), jnp.int32)
+            at = at.at[nodes[n + 1]].set(jnp.arange(len(nodes[n + 1]), dtype=jnp.int32))
+            suffix = nodes[n][1:][at]
+            counts[n] = jax.ops.segment_sum(jnp.ones(len(suffix)), suffix, len(counts[n]))
+    params: Params = {}
     for n, (table, count) in enumerate(zip(tables, counts, strict=True)):
         number = 1 if n == 0 else len(tables[n - 1]["parent"])
+        add = functools.partial(
+            jax.ops.segment_sum, segment_ids=table["parent"], num_segments=number
+        )
         params[f"depth_{n + 1}"] = {
             **table,
             "count": count,
-            "total": _sums(table["parent"], number, count),
-            "kinds": _sums(table["parent"], number, count > 0),
+            "total": add(count),
+            "kinds": add((count > 0).astype(jnp.float32)),
         }
     if cfg.smoothing == "kneser_ney":
-        params["discount"] = np.array([_discount(count) for count in counts], np.float32)
+        params["discount"] = jnp.stack([_discount(count) for count in counts])
     return params
 
 
-def _discount(count: np.ndarray) -> float:
+def _discount(count: Array) -> Array:
     """n1 / (n1 + 2 n2), of how many counts are 1 and 2; 1/2 where none is."""
-    once, twice = np.sum(count == 1), np.sum(count == 2)
-    return once / (once + 2 * twice) if once else 0.5
+    once, twice = jnp.sum(count == 1), jnp.sum(count == 2)
+    return jnp.where(once > 0, once / jnp.maximum(once + 2 * twice, 1), 0.5)
 
 
 def find_child(table: dict[str, Array], parent: Array, token: Array) -> Array:

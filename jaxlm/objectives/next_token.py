@@ -55,7 +55,7 @@ def make_loss_fn(
         if model.train_hidden is None:
             x = model.hidden(params, batch.tokens, **options)
         else:
-            # What is behind the row begins a document where the last target does.
+            # Where the last target does not count, what is behind the row is another document.
             goes_on = None if batch.segment_ids is None else batch.weights[:, -1] > 0
             x, carry = model.train_hidden(params, batch.tokens, carry, goes_on=goes_on, **options)
         nll, log_z, mean_logit = score_hidden(

@@ -216,11 +216,10 @@ def stack_hypers(each: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
 def start_all_from(state: TrainState, params: Params) -> TrainState:
     """The population's state with these weights in every lane, where its own were."""
 
-    def in_every_lane(params):  # one program in place of one for each shape
-        return jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), params, state.params)
+    def in_every_lane(x, like):
+        return jax.device_put(jnp.broadcast_to(x, like.shape), like.sharding)
 
-    where = jax.tree.map(lambda x: x.sharding, state.params)
-    return state.replace(params=jax.jit(in_every_lane, out_shardings=where)(params))
+    return state.replace(params=jax.tree.map(in_every_lane, params, state.params))
 
 
 def _abstract(tree: Any) -> Any:

@@ -185,6 +185,21 @@ def test_contiguous_rows_read_on(batch_size, context, extra):
     assert split.num_tokens - 1 - end < batch_size * context
 
 
+def test_a_row_that_reads_on_from_the_beginning_says_that_a_document_begins():
+    """A model that carries its state asks the last target, else it takes it into the first one."""
+    split, sizes = counting(64, np.array([0, 50])), {"batch_size": 3, "context_length": 4}
+    steps = [
+        batch_at(split, 0, n, **sizes, order="contiguous", mask_documents=True) for n in range(11)
+    ]
+    wrapped = 0
+    for now, then in zip(steps, steps[1:], strict=False):
+        reads_on = then.tokens[:, 0] == now.targets[:, -1]
+        assert not now.weights[~reads_on, -1].any()
+        wrapped += np.sum(~reads_on)
+        np.testing.assert_array_equal(now.weights[reads_on, -1], now.targets[reads_on, -1] != 50)
+    assert wrapped == 2
+
+
 @settings(deadline=None, max_examples=80)
 @given(LENGTHS, CONTEXTS, st.integers(1, 9), st.booleans())
 def test_evaluation_counts_each_target_once(num_tokens, context, batch_size, masked):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 
@@ -36,6 +37,14 @@ def test_commit_and_changes(checkout):
     assert provenance.git_state(checkout / "pkg") == {"commit": commit, "dirty": False}
     (checkout / "pkg" / "a.py").write_text("2\n")
     assert provenance.git_state(checkout / "pkg") == {"commit": commit, "dirty": True}
+
+
+def test_the_index_is_left_alone(checkout):
+    """As it is while the user's own git holds it."""
+    os.utime(checkout / "pkg" / "a.py", (1, 1))  # what would be renewed
+    index = (checkout / ".git" / "index").read_bytes()
+    assert provenance.git_state(checkout / "pkg")["dirty"] is False
+    assert (checkout / ".git" / "index").read_bytes() == index
 
 
 def test_an_installed_copy_is_not_of_the_checkout_it_lies_in(checkout):

@@ -75,6 +75,7 @@ FIELDS = {
     "lora.targets=foo": ["lora", "targets", "lora.rank"],
     "lora.rank=4": ["--config.lora.rank=4", "--config.train.init_from"],
     "mesh.tensor=2": ["tensor"],
+    "data.path=nowhere.txt": ["--config.data.path=nowhere.txt: no such file"],
     "data.path=~no-such-user/x": ["--config.data.path=~no-such-user/x", "no such user"],
     "data.path=LONG": ["File name too long"],
     "tokenizer.path=LONG": ["File name too long"],
@@ -595,7 +596,6 @@ def test_learned_positions_bound_a_sample(launch, config, tmp_path):
 
 REAL = {
     "--config.model.num_layer=4": "did you mean 'num_layers'?",
-    "--config.data.path=nowhere.txt": "--config.data.path=nowhere.txt: no such file",
     "--workdir=file/run": "--workdir=file/run: Not a directory",
 }
 

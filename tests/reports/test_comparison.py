@@ -21,6 +21,7 @@ def make_run(name, config=None, **row):
 @pytest.mark.parametrize("width", [200, 60])
 def test_the_terminal_shows_every_cell_whole_at_any_width(monkeypatch, capsys, width):
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
     runs = [make_run("long-name-001"), make_run("[bold]b", {"seed": 1}, val_bits_per_byte=None)]
     compare.show(runs, is_terminal=True)
     out = capsys.readouterr().out
