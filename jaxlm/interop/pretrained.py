@@ -123,7 +123,7 @@ def save_weights(
 
     Args:
       special_ids: {"eos_token": 2, ...}, the ids of `SPECIAL`. Those that are missing are written
-        as null: of a Llama without them transformers' `generate` would end a text at id 2.
+        as null: where a Llama's eos_token_id is missing, transformers takes it to be 2.
     Raises:
       ConfigError: no architecture of transformers computes this model.
     """

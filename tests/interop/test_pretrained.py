@@ -70,7 +70,7 @@ def test_out_again_it_is_the_same_file_and_transformers_reads_it(name, folders, 
     for tensor in before:
         np.testing.assert_array_equal(before[tensor], after[tensor], strict=True)
     reread = tiny_models.load(type(model), out)
-    ends = reread.generation_config
+    ends = reread.config
     assert (ends.bos_token_id, ends.eos_token_id, ends.pad_token_id) == (None, None, None)
     np.testing.assert_array_equal(tiny_models.logits_of(reread), tiny_models.logits_of(model))
     again = load_weights(out)
