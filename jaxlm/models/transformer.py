@@ -23,12 +23,14 @@ from jaxlm.models.api import LanguageModel, ModelConfig
 from jaxlm.nn.attention import attend as plain_attend
 from jaxlm.nn.attention import attention_weights
 from jaxlm.nn.dropout import dropout as drop
-from jaxlm.nn.feedforward import ACTIVATIONS, feedforward, swiglu
+from jaxlm.nn.feedforward import ACTIVATIONS, GATES, feedforward, gated_feedforward
 from jaxlm.nn.linear import add_bias, float32_product
 from jaxlm.nn.linear import linear as plain_linear
 from jaxlm.nn.norms import layer_norm, rms_norm
 from jaxlm.nn.positions import segment_positions, sinusoidal
 from jaxlm.nn.rope import apply_rope, rope_angles
+
+Activation = Literal["swiglu", "geglu", "reglu", "gelu", "relu", "relu_squared", "silu"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,8 @@ class TransformerConfig(ModelConfig):
     num_heads: int = 4
     num_kv_heads: int | None = None  # None: num_heads
     head_dim: int | None = None  # None: d_model / num_heads
-    d_ff: int | None = None  # None: 4 * d_model; 8/3 * d_model in whole eights for swiglu
-    activation: Literal["swiglu", "gelu", "relu", "relu_squared", "silu"] = "swiglu"
+    d_ff: int | None = None  # None: 4 * d_model; 8/3 * d_model in whole eights with a gate
+    activation: Activation = "swiglu"  # swiglu, geglu and reglu have a gate
     norm: Literal["rms", "layer"] = "rms"
     norm_placement: Literal["pre", "post", "none"] = "pre"
     norm_eps: float = 1e-5
@@ -138,7 +140,7 @@ class TransformerConfig(ModelConfig):
     def sizes(self) -> "Sizes":
         """The dimensions with every default filled in."""
         wide = 4 * self.d_model
-        if self.activation == "swiglu":
+        if self.activation in GATES:
             wide = -(-8 * self.d_model // 3 // 8) * 8
         return Sizes(
             N=self.num_layers,
@@ -203,14 +205,14 @@ def layer_specs(cfg: TransformerConfig) -> dict[str, Any]:
         "w_up": matrix((D, F), ("embed", "mlp")),
         "w_down": matrix((F, D), ("mlp", "embed"), 1, cfg.output_init),
     }
-    if cfg.activation == "swiglu":
+    if cfg.activation in GATES:
         blocks["w_gate"] = matrix((D, F), ("embed", "mlp"))
     if cfg.bias or cfg.qkv_bias:
         blocks |= {"bq": per_head(H, "heads")}
         blocks |= {"bk": per_head(K, "kv_heads"), "bv": per_head(K, "kv_heads")}
     if cfg.bias:
         blocks["bo"] = vector(D, "embed")
-        if cfg.activation != "swiglu":
+        if cfg.activation not in GATES:
             blocks |= {"b_up": vector(F, "mlp"), "b_down": vector(D, "embed")}
     if cfg.qk_norm:
         blocks |= {name: vector(Dh, "head_dim", ones) for name in ("q_norm", "k_norm")}
@@ -283,8 +285,9 @@ def block(
         return add_bias(linear(out, w["wo"], 2), w.get("bo")), extra
 
     def mlp(h):
-        if cfg.activation == "swiglu":
-            return swiglu(h, w["w_gate"], w["w_up"], w["w_down"], linear=linear), None
+        if cfg.activation in GATES:
+            weights, gate = (w["w_gate"], w["w_up"], w["w_down"]), GATES[cfg.activation]
+            return gated_feedforward(h, *weights, gate=gate, linear=linear), None
         biases = {"b_up": w.get("b_up"), "b_down": w.get("b_down")}
         act = ACTIVATIONS[cfg.activation]
         return feedforward(h, w["w_up"], w["w_down"], activation=act, linear=linear, **biases), None

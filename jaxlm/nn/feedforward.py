@@ -1,4 +1,4 @@
-"""Feed-forward activations and the gated unit."""
+"""Feed-forward activations and gated units."""
 
 from collections.abc import Callable
 
@@ -26,6 +26,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu_squared": relu_squared,
     "silu": jax.nn.silu,
 }
+# Of the gate. Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6.
+GATES: dict[str, Callable[[Array], Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": gelu,
+    "reglu": jax.nn.relu,
+}
 
 
 def feedforward(
@@ -43,16 +49,14 @@ def feedforward(
     return add_bias(linear(h, w_down), b_down)
 
 
-def swiglu(
+def gated_feedforward(
     x: Array,
     w_gate: Array,
     w_up: Array,
     w_down: Array,
     *,
+    gate: Callable[[Array], Array],
     linear: Callable[..., Array] = plain_linear,
 ) -> Array:
-    """down(silu(gate(x)) * up(x)): x [..., D], w_gate and w_up [D, F], w_down [F, D] -> [..., D].
-
-    Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6.
-    """
-    return linear(jax.nn.silu(linear(x, w_gate)) * linear(x, w_up), w_down)
+    """down(gate(x w_gate) * up(x)): x [..., D], w_gate, w_up [D, F], w_down [F, D] -> [..., D]."""
+    return linear(gate(linear(x, w_gate)) * linear(x, w_up), w_down)

@@ -29,6 +29,7 @@ STYLES = {
         "num_kv_heads": 2,
         "head_dim": 6,
         "d_ff": 20,
+        "activation": "geglu",
         "qk_norm": True,
         "window": 3,
         "attention_softcap": 0.8,
@@ -46,7 +47,13 @@ STYLES = {
         "num_kv_heads": 1,
     },
     "no residual": {"residual": 0.0, "activation": "silu", "norm": "layer", "bias": False},
-    "half residual": {"residual": 0.5, "bias": True, "num_layers": 3, "scan_unroll": 2},
+    "half residual": {
+        "residual": 0.5,
+        "activation": "reglu",
+        "bias": True,
+        "num_layers": 3,
+        "scan_unroll": 2,
+    },
 }
 TOKENS = np.random.default_rng(0).integers(13, size=(2, 9)).astype(np.int32)
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 0], [4, 5, 5, 5, 5, 5, 6, 6, 6]], np.int32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from jaxlm.nn.feedforward import ACTIVATIONS, feedforward, swiglu
+from jaxlm.nn.feedforward import ACTIVATIONS, GATES, feedforward, gated_feedforward
 
 RNG = np.random.default_rng(0)
 X = np.concatenate([np.linspace(-6, 6, 101), [0.0, -50.0, 50.0]])
@@ -15,10 +15,11 @@ ORACLES = {
     "silu": lambda x: x * special.expit(x),
     "gelu": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
 }
+GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}  # the activation of the gate
 
 
 def test_every_activation_has_an_oracle():
-    assert set(ACTIVATIONS) == set(ORACLES)
+    assert set(ACTIVATIONS) == set(ORACLES) and set(GATES) == set(GATED)
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -62,9 +63,10 @@ def test_feedforward_is_down_of_activation_of_up(lead, biased):
 
 
 @pytest.mark.parametrize("lead", [(), (2, 3)])
-def test_swiglu_is_down_of_silu_of_gate_times_up(lead):
+@pytest.mark.parametrize(("name", "of_gate"), [*GATED.items()])
+def test_a_gated_unit_is_down_of_gate_times_up(name, of_gate, lead):
     x, gate, up = RNG.normal(size=(*lead, 4)), RNG.normal(size=(4, 6)), RNG.normal(size=(4, 6))
     down = RNG.normal(size=(6, 4))
-    expected = (ORACLES["silu"](x @ gate) * (x @ up)) @ down
-    y = swiglu(*(jnp.float32(w) for w in (x, gate, up, down)))
+    expected = (ORACLES[of_gate](x @ gate) * (x @ up)) @ down
+    y = gated_feedforward(*(jnp.float32(w) for w in (x, gate, up, down)), gate=GATES[name])
     np.testing.assert_allclose(y, expected, atol=1e-5)

@@ -20,6 +20,9 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+GATES = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
+
+
 def activate(name, x):
     if name == "relu":
         return np.maximum(x, 0)
@@ -118,9 +121,8 @@ def forward(params, tokens, cfg, segment_ids=None):
 
         h = norm(x, w, "mlp_norm") if cfg.norm_placement == "pre" else x
         up = h @ w["w_up"] + w.get("b_up", 0.0)
-        if cfg.activation == "swiglu":
-            gate = h @ w["w_gate"]
-            inner = gate * sigmoid(gate) * up
+        if "w_gate" in w:
+            inner = activate(GATES[cfg.activation], h @ w["w_gate"]) * up
         else:
             inner = activate(cfg.activation, up)
         x = cfg.residual * x + inner @ w["w_down"] + w.get("b_down", 0.0)
