@@ -1,4 +1,7 @@
-"""What a person sees while a run goes: a live bar on a terminal, a line now and then elsewhere."""
+"""What a person sees while a run goes.
+
+On a terminal a live bar, and a line for each validation; elsewhere a line now and then.
+"""
 
 import sys
 import time
@@ -77,11 +80,7 @@ class Progress:
 
     def _show_latest(self, now: float) -> None:
         self._shown_s, self._shown_step = now, self._step
-        words = []
-        if "loss" in self._latest:
-            words.append(f"loss {float(self._latest['loss']):.4f}")
-        if "val_loss" in self._latest:
-            words.append(f"val {float(self._latest['val_loss']):.4f}")
+        words = self._losses()
         if "tokens_per_s" in self._latest:
             words.append(f"{_short(float(self._latest['tokens_per_s']))} tokens/s")
         if self._clock_step is not None and self._clock_step < self._step < self._num_steps:
@@ -90,6 +89,14 @@ class Progress:
         self._show("  ".join(words))
         if not self._keep_val_loss:
             self._latest.pop("val_loss", None)
+
+    def _losses(self) -> list[str]:
+        names = {"loss": "loss", "val_loss": "val"}
+        return [f"{names[n]} {float(self._latest[n]):.4f}" for n in names if n in self._latest]
+
+    def _line(self, words: str) -> str:
+        width = len(str(self._num_steps))
+        return f"{self._unit} {self._step:>{width}}/{self._num_steps}  {words}"
 
     def _show(self, text: str) -> None:
         raise NotImplementedError
@@ -106,8 +113,7 @@ class _Lines(Progress):
     _keep_val_loss = False
 
     def _show(self, text: str) -> None:
-        width = len(str(self._num_steps))
-        print(f"{self._unit} {self._step:>{width}}/{self._num_steps}  {text}", flush=True)
+        print(self._line(text), flush=True)
 
     def note(self, text: str) -> None:
         print(text, flush=True)
@@ -135,6 +141,11 @@ class _Bar(Progress):
             "", total=self._num_steps, completed=self._step, text=self._first
         )
         self._rich.start()
+
+    def update(self, step: int, *, val_loss: Any = None, **news: Any) -> None:
+        super().update(step, val_loss=val_loss, **news)
+        if val_loss is not None:  # stays where the bar goes on
+            self.note(self._line("  ".join(self._losses())))
 
     def _show(self, text: str) -> None:
         self._rich.update(self._task, completed=self._step, text=text)

@@ -67,6 +67,10 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     assert "10/30" in out and "20/30" in out
     assert "loss 1.5000  val 1.2500  1k tokens/s" in out
     assert "[red]not markup[/red]\n" in out
+    lines = [line.strip() for line in out.splitlines()]
+    assert [line for line in lines if line.startswith("step 20/30  loss")] == [
+        "step 20/30  loss 1.5000  val 1.2500"  # of the validation, and it stays
+    ]
 
 
 def test_notes_and_nothing_else_without_updates(capsys):
