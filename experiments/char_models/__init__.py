@@ -245,7 +245,7 @@ def _bits_figure(results: Results) -> Figure:
         ],
         name="bits_by_model",
         title="Bits a character on text that nothing was chosen on",
-        caption=f"Means with 95% t intervals; {_settings(results)}. Below is better. Dashed: what "
+        caption=f"Means with 95% t intervals; {_settings(results)}. Below is better. Hollow: what "
         "each had reached for the training FLOPs of the cheapest.",
         x_label="",
         y_label="bits a character",
