@@ -239,7 +239,7 @@ def describe(run: Run) -> None:
     cfg, data, specs = run.cfg, run.data, run.model.specs
     corpus, tokenizer, train = data.corpus, data.tokenizer, data.train
     windows = num_windows(train, cfg.model.context_length)
-    documents = f"{corpus.num_documents:,} document" + "s" * (corpus.num_documents != 1)
+    documents = f"{corpus.num_documents:,} document{'' if corpus.num_documents == 1 else 's'}"
     print(
         f"data      {corpus.name}: {corpus.num_bytes:,} bytes in {documents}; "
         f"{train.num_tokens:,} tokens to train, {data.validation.num_tokens:,} to validate; "
